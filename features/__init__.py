@@ -1,0 +1,1 @@
+"""What we know of a contact at an instant: event log, contacts, columnar lake, declared features, vectors, labels."""

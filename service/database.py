@@ -1,0 +1,97 @@
+"""One SQL database, SQLite (WAL) or PostgreSQL, behind two doors: reading and writing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+#: Milliseconds a SQLite connection waits for another process's write lock before it gives up.
+BUSY_TIMEOUT_MS = 20_000
+
+
+class Database:
+    """The installation's database.
+
+    ``reading()`` and ``writing()`` hand out a session; the latter commits when its block ends and rolls back when it
+    raises. On SQLite a writing transaction begins with ``BEGIN IMMEDIATE``, so that it never fails half-way for want
+    of the lock, and the writers of one process queue on a fair lock instead of on SQLite's sleeping retries.
+
+    Parameters
+    ----------
+    url : str
+        SQLAlchemy URL: ``sqlite:///…`` or ``postgresql+psycopg://…``.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(f"{parsed.get_backend_name()!r} is not supported; DATABASE_URL takes sqlite or postgresql")
+        self.url = parsed
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {}
+        if self.is_sqlite:
+            if parsed.database in (None, "", ":memory:"):
+                raise ValueError("an in-memory SQLite database has no second connection; name a file")
+            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+            options["connect_args"] = {"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000}
+        self.engine: Engine = create_engine(parsed, pool_size=20, max_overflow=40, **options)
+        self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+        self._writer = self.engine.execution_options(kairos_write=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session whose reads see one state of the database."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A session that is committed when the block ends."""
+        with self._write_lock, Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def upgrade(self) -> None:
+        """Bring the tables to the newest migration."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # isolation_level None hands BEGIN to us; FULL makes a 200 and an `accepted` survive a power cut.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA cache_size=-65536")
+    cursor.execute("PRAGMA temp_store=MEMORY")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("kairos_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

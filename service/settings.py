@@ -1,0 +1,123 @@
+"""Every setting of an installation, with its default and unit; the only reader of the environment."""
+
+from __future__ import annotations
+
+import secrets
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DEFAULT_HOME = Path("./var")
+
+
+class Settings(BaseSettings):
+    """Settings `KAIROS_*`, read from the environment and from `.env`; all optional."""
+
+    model_config = SettingsConfigDict(env_prefix="KAIROS_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(DEFAULT_HOME, description="Folder that holds everything an installation writes.")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; default SQLite in HOME (kairos.db).")
+    lake_url: str | None = Field(None, description="fsspec URL of the lake; default HOME/lake.")
+    engine: Literal["local", "ray"] = Field("local", description="Where bucket work runs.")
+    engine_address: str | None = Field(None, description="Address of the cluster when ENGINE is not local.")
+    buckets: int = Field(64, ge=1, le=4096, description="Number of contact buckets; fixed for an installation's life.")
+    public_url: str = Field("http://127.0.0.1:8000", description="Base URL that recipients reach (tracking, unsubscribe).")
+    smtp_url: str = Field("outbox://", description="smtp://[user:password@]host:port, smtps://…, or outbox:// (files in HOME/outbox).")
+    smtp_connections: int = Field(8, ge=1, le=100, description="SMTP connections held open at once.")
+    from_address: str = Field("Kairos <hello@kairos.example>", description="From of every mail.")
+    secret_key: SecretStr | None = Field(None, description="Signs links; default generated into HOME/secret_key.")
+    suppression_pepper: SecretStr | None = Field(None, description="Keys the suppression list's hashes; default generated into HOME/suppression_pepper; never rotate it.")
+    timezone: str = Field("UTC", description="IANA zone of the installation: bare dates, contacts without a zone.")
+    currency: str = Field("GBP", min_length=3, max_length=3, description="ISO 4217 reporting currency.")
+    crash_policy: Literal["hold", "resend"] = Field("hold", description="What becomes of a marketing mail whose fate a crash left unknown.")
+    approval_above: int = Field(0, ge=0, description="Recipients above which a campaign needs another key's approval; 0 = never.")
+    quiet_hours: str = Field("22-07", description="Local hours in which no marketing mail leaves, from-to; empty = none.")
+    frequency_cap: int = Field(3, ge=0, description="Marketing mails per contact in any 7 days; 0 = no cap.")
+    send_rate_per_minute: int = Field(6000, ge=1, description="Mails handed to the provider per minute at most.")
+    global_holdout: float = Field(0.0, ge=0.0, le=0.5, description="Share of contacts that never get marketing mail, for comparison.")
+    explore_share: float = Field(0.1, ge=0.0, le=1.0, description="Share of sends at a uniformly random allowed hour, for learning.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    test_data: Path | None = Field(None, description="Folder of real data for the tests.")
+    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI", description="MLflow's own name; default sqlite in HOME/mlruns, or in the checkout's mlruns/ with the default HOME.")
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(f"{value!r} is no IANA time zone; write one such as Europe/London") from error
+        return value
+
+    @cached_property
+    def database(self) -> str:
+        """SQLAlchemy URL in force."""
+        if self.database_url:
+            return self.database_url
+        return f"sqlite:///{(self.home / 'kairos.db').resolve()}"
+
+    @cached_property
+    def lake(self) -> str:
+        """URL or path of the lake in force."""
+        return self.lake_url or str((self.home / "lake").resolve())
+
+    @cached_property
+    def mlruns(self) -> Path:
+        """Folder of MLflow's database and artifacts."""
+        base = CHECKOUT if self.home == DEFAULT_HOME else self.home
+        return (base / "mlruns").resolve()
+
+    @cached_property
+    def tracking_uri(self) -> str:
+        """MLflow tracking URI in force."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.mlruns / 'mlflow.db'}"
+
+    @cached_property
+    def quiet(self) -> tuple[int, int] | None:
+        """Quiet hours as (from, to) local hours, or None."""
+        if not self.quiet_hours.strip():
+            return None
+        begin, _, end = self.quiet_hours.partition("-")
+        return int(begin), int(end)
+
+    @cached_property
+    def signing_key(self) -> str:
+        """Key that signs links; made and kept in HOME on first use."""
+        return self._kept_secret(self.secret_key, "secret_key")
+
+    @cached_property
+    def pepper(self) -> str:
+        """Pepper of the suppression list's hashes; made and kept in HOME on first use."""
+        return self._kept_secret(self.suppression_pepper, "suppression_pepper")
+
+    def _kept_secret(self, given: SecretStr | None, name: str) -> str:
+        if given is not None:
+            return given.get_secret_value()
+        path = self.home / name
+        if not path.exists():
+            self.home.mkdir(parents=True, exist_ok=True)
+            fresh = self.home / f".{name}.{secrets.token_hex(4)}"
+            fresh.touch(mode=0o600)
+            fresh.write_text(secrets.token_urlsafe(32))
+            try:
+                path.hardlink_to(fresh)  # two processes that start together keep one secret
+            except FileExistsError:
+                fresh.unlink()
+                return path.read_text().strip()
+            fresh.unlink()
+        return path.read_text().strip()
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _quiet_hours_parse(cls, value: str) -> str:
+        if value.strip():
+            begin, _, end = value.partition("-")
+            if not (begin.isdigit() and end.isdigit() and int(begin) < 24 and int(end) < 24):
+                raise ValueError(f"{value!r} are no quiet hours; write from-to in local hours such as 22-07, or nothing")
+        return value

@@ -1,0 +1,353 @@
+"""What the service keeps as rows: keys, consent, templates, experiments, decisions, sends, links, predictions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Index, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from features.tables import Base, ContactRow, CounterRow, EventRow, IdentityRow
+
+__all__ = ["Base", "ContactRow", "CounterRow", "EventRow", "IdentityRow"]
+
+
+class ApiKeyRow(Base):
+    """A key. Only the hash of its secret is kept."""
+
+    __tablename__ = "api_key"
+
+    key_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    secret_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(String(120))
+    scopes: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class QuarantineRow(Base):
+    """An event that could not be taken, kept with the reason so that it can be looked at and tried again."""
+
+    __tablename__ = "quarantine"
+
+    quarantine_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    source: Mapped[str] = mapped_column(String(60))
+    reason: Mapped[str] = mapped_column(Text)
+    body: Mapped[str] = mapped_column(Text)
+    received_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class ConsentRow(Base):
+    """One line of the append-only consent ledger; the newest line of (contact, channel, topic) is in force."""
+
+    __tablename__ = "consent"
+
+    consent_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    contact_key: Mapped[int]
+    channel: Mapped[str] = mapped_column(String(20))
+    topic: Mapped[str] = mapped_column(String(60))
+    #: unknown | pending | subscribed | unsubscribed
+    state: Mapped[str] = mapped_column(String(16))
+    source: Mapped[str] = mapped_column(String(120))
+    text_version: Mapped[str | None] = mapped_column(String(60))
+    at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_consent_contact", "contact_key", "channel", "topic", "consent_id"),)
+
+
+class SuppressionRow(Base):
+    """An address that gets no mail, as a keyed hash."""
+
+    __tablename__ = "suppression"
+
+    address_hmac: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: unsubscribed | hard_bounce | complaint | manual
+    reason: Mapped[str] = mapped_column(String(40))
+    source: Mapped[str] = mapped_column(String(120))
+    at: Mapped[datetime]
+
+
+class TemplateRow(Base):
+    """A version of a mail template: MJML and Liquid as written, and the HTML that the MJML compiled to."""
+
+    __tablename__ = "template"
+
+    template_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(200))
+    subject: Mapped[str] = mapped_column(Text)
+    source: Mapped[str] = mapped_column(Text)
+    #: mjml | html
+    source_format: Mapped[str] = mapped_column(String(8))
+    compiled_html: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+
+
+class ExperimentRow(Base):
+    """A question asked of the recipients: which of these arms earns more of the reward?"""
+
+    __tablename__ = "experiment"
+
+    experiment_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    #: subject | cta | block | layout
+    kind: Mapped[str] = mapped_column(String(16))
+    #: Template slot that the arm fills.
+    slot: Mapped[str] = mapped_column(String(60))
+    #: click | open | conversion | revenue
+    reward: Mapped[str] = mapped_column(String(16))
+    reward_window_hours: Mapped[float]
+    floor: Mapped[float]
+    explore_share: Mapped[float]
+    holdout_share: Mapped[float]
+    #: thompson | uniform | fixed
+    policy: Mapped[str] = mapped_column(String(24))
+    salt: Mapped[str] = mapped_column(String(32))
+    #: running | paused | ended
+    status: Mapped[str] = mapped_column(String(12))
+    created_at: Mapped[datetime]
+
+
+class ArmRow(Base):
+    """One answer of an experiment."""
+
+    __tablename__ = "arm"
+
+    experiment_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    arm_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    #: Order in which the arms were given; pmfs are listed in this order.
+    position: Mapped[int]
+    #: Liquid text (a subject) or MJML/HTML (a block).
+    content: Mapped[str] = mapped_column(Text)
+    features: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    #: running | paused | retired
+    status: Mapped[str] = mapped_column(String(12))
+    created_at: Mapped[datetime]
+
+
+class SnapshotRow(Base):
+    """The arm probabilities in force from an instant, and the statistics they were computed from; kept for replay."""
+
+    __tablename__ = "snapshot"
+
+    snapshot_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    snapshot_no: Mapped[int] = mapped_column(unique=True)
+    experiment_id: Mapped[str] = mapped_column(String(60), index=True)
+    created_at: Mapped[datetime]
+    #: Last ``seq`` of the event log that the statistics hold.
+    log_seq: Mapped[int]
+    algorithm: Mapped[str] = mapped_column(String(60))
+    #: ``{"arms": [...], "pmf": [...]}``, floor mixed in, summing to one.
+    policy: Mapped[dict[str, Any]]
+    statistics: Mapped[dict[str, Any]]
+
+
+class DecisionRow(Base):
+    """An arm that was drawn, with everything needed to draw it again."""
+
+    __tablename__ = "decision"
+
+    decision_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(String(60))
+    contact_key: Mapped[int]
+    #: The intent it was drawn for: ``send:<id>`` or the caller's own word.
+    occurrence: Mapped[str] = mapped_column(String(120))
+    send_id: Mapped[int | None]
+    snapshot_id: Mapped[str] = mapped_column(String(60))
+    #: The sends decided together; base rates move with it.
+    wave: Mapped[int]
+    arm_id: Mapped[str] = mapped_column(String(60))
+    propensity: Mapped[float]
+    #: The hashed draw in [0, 1).
+    draw: Mapped[float]
+    #: Arms that were open to the draw.
+    eligible: Mapped[list[Any]]
+    reason: Mapped[str] = mapped_column(String(200))
+    decided_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("experiment_id", "contact_key", "occurrence", name="ux_decision_intent"),
+        Index("ix_decision_send", "send_id"),
+    )
+
+
+class RewardRow(Base):
+    """The outcome of a decision inside its window: one row for a decision and kind, whatever is delivered twice."""
+
+    __tablename__ = "reward"
+
+    decision_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    value: Mapped[float]
+    occurred_at: Mapped[datetime]
+    #: Event of the log that brought it.
+    log_seq: Mapped[int]
+
+
+class LearnerCellRow(Base):
+    """Counts of one arm in one wave: the learner's state, a fold over the log up to the fold's cursor."""
+
+    __tablename__ = "learner_cell"
+
+    experiment_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    arm_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    wave: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    trials: Mapped[int]
+    successes: Mapped[int]
+    #: Sum of the trials' instants (microseconds since 1970 / 1e6): with ``trials`` it gives the cell's mean age.
+    sum_shown_at: Mapped[int]
+
+
+class CursorRow(Base):
+    """How far a reader of the log has come."""
+
+    __tablename__ = "cursor"
+
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    position: Mapped[int]
+
+
+class CampaignRow(Base):
+    """One mail to many, at each one's hour inside a window."""
+
+    __tablename__ = "campaign"
+
+    campaign_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    #: draft | scheduled | paused | cancelled
+    status: Mapped[str] = mapped_column(String(12))
+    template_id: Mapped[str] = mapped_column(String(60))
+    template_version: Mapped[int]
+    #: ``{"everyone": true}`` or ``{"user_ids": [...]}``.
+    audience: Mapped[dict[str, Any]]
+    #: Experiment ids; each fills its slot of the template.
+    experiments: Mapped[list[Any]]
+    topic: Mapped[str] = mapped_column(String(60))
+    window_start: Mapped[datetime]
+    window_end: Mapped[datetime]
+    holdout_share: Mapped[float]
+    #: best_hour | spread (uniformly random allowed hours) | at_start
+    timing: Mapped[str] = mapped_column(String(12))
+    created_at: Mapped[datetime]
+    scheduled_at: Mapped[datetime | None]
+
+
+class SendRow(Base):
+    """The ledger: one row for one intent to mail one contact, and what became of it."""
+
+    __tablename__ = "send"
+
+    send_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: campaign (or journey version and step), contact and occurrence in one string: an intent exists once.
+    intent_key: Mapped[str] = mapped_column(String(200), unique=True)
+    contact_key: Mapped[int] = mapped_column(index=True)
+    campaign_id: Mapped[str | None] = mapped_column(String(60), index=True)
+    #: marketing | transactional
+    stream: Mapped[str] = mapped_column(String(16))
+    topic: Mapped[str] = mapped_column(String(60))
+    template_id: Mapped[str] = mapped_column(String(60))
+    template_version: Mapped[int]
+    #: planned | claimed | attempting, or terminal: accepted | failed | unknown | suppressed | held_out | unplaced |
+    #: cancelled | expired
+    state: Mapped[str] = mapped_column(String(12))
+    reason: Mapped[str | None] = mapped_column(String(300))
+    due_at: Mapped[datetime]
+    #: After this it is better not sent at all.
+    not_after: Mapped[datetime]
+    timezone: Mapped[str] = mapped_column(String(64))
+    #: Local hour (0-23) that the plan chose, and the probability with which it would choose it again.
+    assigned_local_hour: Mapped[int]
+    hour_propensity: Mapped[float]
+    #: best | explore | fallback | fixed
+    hour_reason: Mapped[str] = mapped_column(String(16))
+    is_holdout: Mapped[bool]
+    decided_at: Mapped[datetime | None]
+    #: Raised at each claim: a worker that lost its lease can no longer write.
+    lease_token: Mapped[int] = mapped_column(default=0)
+    #: In the database's own clock.
+    lease_until: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    message_id: Mapped[str | None] = mapped_column(String(200))
+    smtp_code: Mapped[int | None]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_send_due", "state", "due_at"), Index("ix_send_contact_due", "contact_key", "due_at"))
+
+
+class LinkRow(Base):
+    """A target of tracked links; tokens carry its number, so no token can redirect to what we did not send."""
+
+    __tablename__ = "link"
+
+    link_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    url_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    url: Mapped[str] = mapped_column(Text)
+
+
+class HitRow(Base):
+    """A raw hit on a pixel or link; it settles into an event once it can be judged."""
+
+    __tablename__ = "hit"
+
+    hit_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    send_id: Mapped[int] = mapped_column(index=True)
+    #: None for the open pixel.
+    link_id: Mapped[int | None]
+    #: GET | HEAD
+    method: Mapped[str] = mapped_column(String(8))
+    user_agent: Mapped[str] = mapped_column(String(300))
+    at: Mapped[datetime]
+    settled: Mapped[bool] = mapped_column(default=False)
+
+    __table_args__ = (Index("ix_hit_open", "settled", "at"),)
+
+
+class PredictionRow(Base):
+    """The newest stored score of a contact."""
+
+    __tablename__ = "prediction"
+
+    model: Mapped[str] = mapped_column(String(60), primary_key=True)
+    contact_key: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    probability: Mapped[float]
+    #: Share of the scored contacts at or below this probability, 0-1.
+    percentile: Mapped[float]
+    as_of: Mapped[datetime]
+    model_version: Mapped[int]
+    #: Best local hour and its level for ``send_hour``; else None.
+    detail: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (Index("ix_prediction_rank", "model", "probability"),)
+
+
+class ServingModelRow(Base):
+    """Which files serve a model now, and which served before."""
+
+    __tablename__ = "serving_model"
+
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    version: Mapped[int]
+    path: Mapped[str] = mapped_column(Text)
+    previous_version: Mapped[int | None]
+    previous_path: Mapped[str | None] = mapped_column(Text)
+    promoted_at: Mapped[datetime]
+
+
+class JobRow(Base):
+    """Long work that was asked for: training, scoring, imports through the API."""
+
+    __tablename__ = "job"
+
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    parameters: Mapped[dict[str, Any]]
+    #: queued | running | done | failed
+    state: Mapped[str] = mapped_column(String(12), index=True)
+    message: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+

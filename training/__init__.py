@@ -1,0 +1,1 @@
+"""What we learn from the log: training sets, models, policies, evaluation, the MLflow registry."""
