@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, Boolean, Index, SmallInteger, String, Text, TypeDecorator, select, update
 from sqlalchemy.engine import Dialect
@@ -62,7 +62,12 @@ Json = JSON()
 class Base(DeclarativeBase):
     """Declarative base of every table of the installation."""
 
-    type_annotation_map = {datetime: UtcMicros(), dict[str, Any]: Json, list[Any]: Json, int: BigInteger}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcMicros(),
+        dict[str, Any]: Json,
+        list[Any]: Json,
+        int: BigInteger,
+    }
 
 
 class CounterRow(Base):
@@ -83,7 +88,10 @@ def allocate(session: Session, name: str, count: int) -> int:
     if count < 1:
         raise ValueError(f"cannot allocate {count} numbers of counter {name!r}; ask for at least 1")
     last = session.execute(
-        update(CounterRow).where(CounterRow.name == name).values(value=CounterRow.value + count).returning(CounterRow.value)
+        update(CounterRow)
+        .where(CounterRow.name == name)
+        .values(value=CounterRow.value + count)
+        .returning(CounterRow.value)
     ).scalar_one_or_none()
     if last is None:
         raise LookupError(f"counter {name!r} does not exist; run `kairos db upgrade`")

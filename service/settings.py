@@ -25,24 +25,45 @@ class Settings(BaseSettings):
     engine: Literal["local", "ray"] = Field("local", description="Where bucket work runs.")
     engine_address: str | None = Field(None, description="Address of the cluster when ENGINE is not local.")
     buckets: int = Field(64, ge=1, le=4096, description="Number of contact buckets; fixed for an installation's life.")
-    public_url: str = Field("http://127.0.0.1:8000", description="Base URL that recipients reach (tracking, unsubscribe).")
-    smtp_url: str = Field("outbox://", description="smtp://[user:password@]host:port, smtps://…, or outbox:// (files in HOME/outbox).")
+    public_url: str = Field(
+        "http://127.0.0.1:8000", description="Base URL that recipients reach (tracking, unsubscribe)."
+    )
+    smtp_url: str = Field(
+        "outbox://", description="smtp://[user:password@]host:port, smtps://…, or outbox:// (files in HOME/outbox)."
+    )
     smtp_connections: int = Field(8, ge=1, le=100, description="SMTP connections held open at once.")
     from_address: str = Field("Kairos <hello@kairos.example>", description="From of every mail.")
     secret_key: SecretStr | None = Field(None, description="Signs links; default generated into HOME/secret_key.")
-    suppression_pepper: SecretStr | None = Field(None, description="Keys the suppression list's hashes; default generated into HOME/suppression_pepper; never rotate it.")
+    suppression_pepper: SecretStr | None = Field(
+        None,
+        description="Keys the suppression list's hashes; default generated into HOME/suppression_pepper; never rotate it.",
+    )
     timezone: str = Field("UTC", description="IANA zone of the installation: bare dates, contacts without a zone.")
     currency: str = Field("GBP", min_length=3, max_length=3, description="ISO 4217 reporting currency.")
-    crash_policy: Literal["hold", "resend"] = Field("hold", description="What becomes of a marketing mail whose fate a crash left unknown.")
-    approval_above: int = Field(0, ge=0, description="Recipients above which a campaign needs another key's approval; 0 = never.")
-    quiet_hours: str = Field("22-07", description="Local hours in which no marketing mail leaves, from-to; empty = none.")
+    crash_policy: Literal["hold", "resend"] = Field(
+        "hold", description="What becomes of a marketing mail whose fate a crash left unknown."
+    )
+    approval_above: int = Field(
+        0, ge=0, description="Recipients above which a campaign needs another key's approval; 0 = never."
+    )
+    quiet_hours: str = Field(
+        "22-07", description="Local hours in which no marketing mail leaves, from-to; empty = none."
+    )
     frequency_cap: int = Field(3, ge=0, description="Marketing mails per contact in any 7 days; 0 = no cap.")
     send_rate_per_minute: int = Field(6000, ge=1, description="Mails handed to the provider per minute at most.")
-    global_holdout: float = Field(0.0, ge=0.0, le=0.5, description="Share of contacts that never get marketing mail, for comparison.")
-    explore_share: float = Field(0.1, ge=0.0, le=1.0, description="Share of sends at a uniformly random allowed hour, for learning.")
+    global_holdout: float = Field(
+        0.0, ge=0.0, le=0.5, description="Share of contacts that never get marketing mail, for comparison."
+    )
+    explore_share: float = Field(
+        0.1, ge=0.0, le=1.0, description="Share of sends at a uniformly random allowed hour, for learning."
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     test_data: Path | None = Field(None, description="Folder of real data for the tests.")
-    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI", description="MLflow's own name; default sqlite in HOME/mlruns, or in the checkout's mlruns/ with the default HOME.")
+    mlflow_tracking_uri: str | None = Field(
+        None,
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLflow's own name; default sqlite in HOME/mlruns, or in the checkout's mlruns/ with the default HOME.",
+    )
 
     @field_validator("timezone")
     @classmethod
@@ -119,5 +140,7 @@ class Settings(BaseSettings):
         if value.strip():
             begin, _, end = value.partition("-")
             if not (begin.isdigit() and end.isdigit() and int(begin) < 24 and int(end) < 24):
-                raise ValueError(f"{value!r} are no quiet hours; write from-to in local hours such as 22-07, or nothing")
+                raise ValueError(
+                    f"{value!r} are no quiet hours; write from-to in local hours such as 22-07, or nothing"
+                )
         return value
