@@ -270,6 +270,8 @@ class SendRow(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     message_id: Mapped[str | None] = mapped_column(String(200))
     smtp_code: Mapped[int | None]
+    #: Different tracked links of the mail: somebody who follows nearly all of them at once is a scanner.
+    link_count: Mapped[int | None]
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
 
@@ -332,6 +334,8 @@ class ServingModelRow(Base):
     path: Mapped[str] = mapped_column(Text)
     previous_version: Mapped[int | None]
     previous_path: Mapped[str | None] = mapped_column(Text)
+    #: Probabilities of the last scoring at equal steps from the least to the greatest: percentiles of live answers.
+    quantiles: Mapped[list[Any] | None]
     promoted_at: Mapped[datetime]
 
 

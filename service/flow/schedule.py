@@ -15,6 +15,7 @@ from training.policies.base import hashed_draws
 
 from features.tables import ContactRow, allocate, from_micros, to_micros
 from service.errors import Conflict, Invalid
+from service.flow.predict import Hours
 from service.suppression import mailable
 from service.tables import SendRow
 
@@ -70,22 +71,6 @@ class Limits:
     default_timezone: str
     pepper: str
     salt: str
-
-
-@dataclass(frozen=True)
-class Hours:
-    """What the send-hour model expects of each contact.
-
-    Attributes
-    ----------
-    probabilities : ndarray of float64, shape (n_contacts, 24)
-        P(a person answers within 24 h | sent at local hour h).
-    is_usable : ndarray of bool, shape (n_contacts,)
-        False where the hours do not provably differ: no hour is then called best.
-    """
-
-    probabilities: np.ndarray
-    is_usable: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -151,7 +136,7 @@ def schedule(
     zones = _timezones(session, contact_keys, limits.default_timezone)
     draws = _Draws(limits.salt, intent, contact_keys)
     placed = _place(intent, zones, hours, limits, draws, now)
-    blocked = _blocked(session, intent, contact_keys, placed.due_at, limits) if intent.stream == "marketing" else {}
+    blocked = _blocked(session, intent, contact_keys, placed.due_at, limits)
     state, reason = placed.state.copy(), placed.reason.copy()
     for position, why in blocked.items():
         state[position], reason[position] = "suppressed", why
@@ -230,10 +215,9 @@ class _Draws:
     """The hashed draws of a plan: the same plan again draws the same."""
 
     def __init__(self, salt: str, intent: Intent, contact_keys: np.ndarray) -> None:
-        occurrence = np.zeros(len(contact_keys), dtype=np.int64)
 
         def draw(purpose: str, scope: str) -> np.ndarray:
-            return hashed_draws(salt, f"{purpose}|{scope}", contact_keys, occurrence)
+            return hashed_draws(salt, scope, contact_keys, [purpose] * len(contact_keys))
 
         scope = f"{intent.key}:{intent.occurrence}"
         self.minute = draw("minute", scope)
@@ -241,7 +225,7 @@ class _Draws:
         self.slot = draw("slot", scope)
         self.holdout = draw("holdout", scope)
         #: By person, not by campaign: the same people are held out of everything.
-        self.global_holdout = draw("global-holdout", "")
+        self.global_holdout = draw("global-holdout", "everything")
 
 
 def _timezones(session: Session, contact_keys: np.ndarray, default: str) -> np.ndarray:
@@ -385,15 +369,16 @@ def _blocked(
     blocked: dict[int, str] = {}
     for start in range(0, len(contact_keys), CHUNK):
         keys = contact_keys[start : start + CHUNK].tolist()
-        reasons = mailable(session, keys, intent.topic, limits.pepper)
-        earlier = _earlier_sends(session, keys, intent) if limits.frequency_cap else {}
+        reasons = mailable(session, keys, intent.topic, pepper=limits.pepper, stream=intent.stream)
+        is_capped = intent.stream == "marketing" and limits.frequency_cap > 0
+        earlier = _earlier_sends(session, keys, intent) if is_capped else {}
         for i, key in enumerate(keys, start):
             if reasons.get(key) is not None:
                 blocked[i] = str(reasons[key])
                 continue
             since = due_at[i] - CAP_WINDOW_DAYS * DAY_MICROS
             count = sum(since < at <= due_at[i] for at in earlier.get(key, ()))
-            if limits.frequency_cap and count >= limits.frequency_cap:
+            if is_capped and count >= limits.frequency_cap:
                 blocked[i] = f"frequency cap: {limits.frequency_cap} mails in {CAP_WINDOW_DAYS} days"
     return blocked
 

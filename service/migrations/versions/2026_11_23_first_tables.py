@@ -272,6 +272,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.BigInteger(), nullable=False),
         sa.Column("message_id", sa.String(length=200), nullable=True),
         sa.Column("smtp_code", sa.BigInteger(), nullable=True),
+        sa.Column("link_count", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("finished_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("send_id"),
@@ -290,6 +291,7 @@ def upgrade() -> None:
         sa.Column("path", sa.Text(), nullable=False),
         sa.Column("previous_version", sa.BigInteger(), nullable=True),
         sa.Column("previous_path", sa.Text(), nullable=True),
+        sa.Column("quantiles", sa.JSON(), nullable=True),
         sa.Column("promoted_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )

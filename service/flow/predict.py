@@ -1,0 +1,152 @@
+"""Expect: vectors → `Predictions`: probabilities with the model's version, rung and reasons, or a why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from features.online import online_features
+from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS, ViewSet
+from service.tables import ServingModelRow
+from training.explain import Reason
+from training.serving import Serving
+
+MODELS = ("churn", "conversion", "send_hour")
+
+#: Contacts whose vectors are computed at once.
+CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """One model's answer for each contact.
+
+    Attributes
+    ----------
+    probability : ndarray of float64, shape (n_contacts,)
+        NaN where the model does not apply; ``why`` then says so.
+    percentile : ndarray of float64, shape (n_contacts,)
+        Share (0-1) of the last scored contacts at or below; NaN before the first scoring.
+    why : tuple of (str or None), length n_contacts
+    reasons : tuple of tuple of Reason, length n_contacts
+    """
+
+    model: str
+    version: int
+    rung: str
+    probability: np.ndarray
+    percentile: np.ndarray
+    why: tuple[str | None, ...]
+    reasons: tuple[tuple[Reason, ...], ...]
+
+
+@dataclass(frozen=True)
+class Hours:
+    """What the send-hour model expects of each contact.
+
+    Attributes
+    ----------
+    probabilities : ndarray of float64, shape (n_contacts, 24)
+        P(a person answers within 24 h | sent at local hour h).
+    level : tuple of str
+        Whose habits answered: ``global`` or ``contact``.
+    is_usable : ndarray of bool, shape (n_contacts,)
+        False where the hours do not provably differ: no hour is then called best.
+    """
+
+    version: int
+    rung: str
+    probabilities: np.ndarray
+    level: tuple[str, ...]
+    is_usable: np.ndarray
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What each contact is expected to do, as of an instant; ``missing`` says why a model gave nothing at all."""
+
+    contact_keys: np.ndarray
+    as_of: datetime
+    scored: Mapping[str, ScoredModel] = field(default_factory=dict)
+    hours: Hours | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def refresh_serving(session: Session, serving: Serving) -> None:
+    """Let ``serving`` load the versions that the database names; what cannot be loaded leaves the old one in place."""
+    rows = session.scalars(select(ServingModelRow)).all()
+    serving.refresh({row.name: (row.version, row.path) for row in rows})
+
+
+def predict(
+    session: Session,
+    contact_keys: np.ndarray | Sequence[int],
+    serving: Serving,
+    *,
+    as_of: datetime,
+    models: Sequence[str] = MODELS,
+    with_reasons: bool = True,
+) -> Predictions:
+    """Live predictions of ``models`` for each contact, from its events known at ``as_of``."""
+    keys = np.asarray(contact_keys, dtype=np.int64)
+    missing = {
+        name: f"no {name} model serves yet; run `kairos train {name}`" for name in models if serving.get(name) is None
+    }
+    plain = [name for name in models if name not in missing and name != "send_hour"]
+    scored: dict[str, ScoredModel] = {}
+    if plain:
+        vectors = _vectors(session, keys, as_of, DEFAULT_VIEWS)
+        reference = _reference(session, plain)
+        for name in plain:
+            scored[name] = _score(serving, name, vectors, reference.get(name), with_reasons)
+    hours = None
+    if "send_hour" in models and "send_hour" not in missing:
+        model = serving.get("send_hour")
+        vectors = _vectors(session, keys, as_of, SEND_HOUR_VIEWS)
+        hours = Hours(
+            version=model.version,
+            rung=model.rung,
+            probabilities=model.predict_hours(vectors),
+            level=tuple(model.levels(vectors)),
+            is_usable=np.full(len(keys), model.hour_effect, dtype=bool),
+        )
+    return Predictions(keys, as_of, scored, hours, missing)
+
+
+def _vectors(session: Session, keys: np.ndarray, as_of: datetime, views: ViewSet) -> np.ndarray:
+    parts = [
+        online_features(session, keys[start : start + CHUNK], as_of, views) for start in range(0, len(keys), CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, len(views.names)))
+
+
+def _reference(session: Session, models: Sequence[str]) -> dict[str, list[float]]:
+    rows = session.execute(
+        select(ServingModelRow.name, ServingModelRow.quantiles).where(ServingModelRow.name.in_(models))
+    )
+    return {name: quantiles for name, quantiles in rows.tuples() if quantiles}
+
+
+def _score(
+    serving: Serving, name: str, vectors: np.ndarray, quantiles: list[float] | None, with_reasons: bool
+) -> ScoredModel:
+    model = serving.get(name)
+    why = tuple(model.why_not(vectors))
+    applies = np.array([reason is None for reason in why], dtype=bool)
+    probability = np.full(len(vectors), np.nan)
+    reasons: list[tuple[Reason, ...]] = [()] * len(vectors)
+    if applies.any():
+        probability[applies] = model.predict(vectors[applies])
+        if with_reasons:
+            for row, found in zip(np.flatnonzero(applies), model.reasons(vectors[applies]), strict=True):
+                reasons[row] = tuple(found)
+    percentile = np.full(len(vectors), np.nan)
+    if quantiles:
+        grid = np.linspace(0.0, 1.0, len(quantiles))
+        percentile[applies] = np.interp(probability[applies], quantiles, grid)
+    return ScoredModel(name, model.version, model.rung, probability, percentile, why, tuple(reasons))
