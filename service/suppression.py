@@ -1,0 +1,265 @@
+"""Who may be mailed: the consent ledger, the suppression list of keyed hashes, and unsubscribing."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Literal, TypeVar
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from features.events import NewEvent, append
+from features.tables import allocate, to_micros
+from features.vocabulary import UNSUBSCRIBED
+from service.tables import ConsentRow, ContactRow, SendRow, SuppressionRow
+
+ConsentState = Literal["unknown", "pending", "subscribed", "unsubscribed"]
+STATES = ("unknown", "pending", "subscribed", "unsubscribed")
+EMAIL = "email"
+
+_QUERY_CHUNK = 10_000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What a contact was asked and answered, for the ledger."""
+
+    contact_key: int
+    topic: str
+    state: ConsentState
+    #: Where it was given: ``one-click``, ``preferences``, ``import <file>``, ``api``.
+    source: str
+    #: Version of the text that the contact agreed to.
+    text_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribed:
+    """What unsubscribing did."""
+
+    #: Contacts whose consent was changed now.
+    changed: tuple[int, ...]
+    #: Contacts that had been unsubscribed before.
+    already: tuple[int, ...]
+    #: Send ids that name no send (any more: an erased contact's).
+    unknown: tuple[int, ...]
+
+
+def address_hmac(pepper: str, address: str) -> str:
+    """Keyed hash of an address, the same for every spelling in capitals: HMAC-SHA256, 64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> address_hmac("p", " Ann@Shop.Example") == address_hmac("p", "ann@shop.example")
+    True
+    """
+    return hmac.digest(pepper.encode(), address.strip().lower().encode(), hashlib.sha256).hex()
+
+
+def suppress(session: Session, hmacs: Iterable[str], *, reason: str, source: str, now: datetime) -> int:
+    """How many addresses were newly put on the suppression list; one that is on it keeps its first reason.
+
+    Parameters
+    ----------
+    hmacs : iterable of str
+        Keyed hashes of the addresses, from `address_hmac`: the list never holds an address.
+    reason : str
+        ``hard_bounce``, ``complaint`` or ``manual``; ``unsubscribed`` stops marketing mail only.
+    """
+    rows = [
+        {"address_hmac": digest, "reason": reason, "source": source[:120], "at": now} for digest in sorted(set(hmacs))
+    ]
+    if not rows:
+        return 0
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    added = 0
+    for chunk in _chunks(rows, 1_000):
+        statement = dialect.insert(SuppressionRow).values(chunk).on_conflict_do_nothing()
+        added += len(session.execute(statement.returning(SuppressionRow.address_hmac)).all())
+    return added
+
+
+def set_consent(session: Session, changes: Sequence[Consent], *, now: datetime) -> int:
+    """Number of lines written to the ledger; what repeats the line in force word by word is not written again.
+
+    Raises
+    ------
+    ValueError
+        If a state is none of the four.
+    """
+    for change in changes:
+        if change.state not in STATES:
+            raise ValueError(f"{change.state!r} is no consent state; use one of {', '.join(STATES)}")
+    if not changes:
+        return 0
+    # The counter's lock comes before the look at what is in force, so that two who write at once see each other.
+    first = allocate(session, "consent_id", len(changes))
+    force = _lines_in_force(session, {change.contact_key for change in changes})
+    rows = []
+    for place, change in enumerate(changes):
+        line = (change.state, change.source[:120], change.text_version)
+        if force.get((change.contact_key, change.topic)) == line:
+            continue
+        force[change.contact_key, change.topic] = line
+        rows.append(
+            {
+                "consent_id": first + place,
+                "contact_key": change.contact_key,
+                "channel": EMAIL,
+                "topic": change.topic,
+                "state": change.state,
+                "source": change.source[:120],
+                "text_version": change.text_version,
+                "at": now,
+            }
+        )
+    if rows:
+        session.execute(insert(ConsentRow), rows)
+    return len(rows)
+
+
+def consent_states(session: Session, contact_keys: Iterable[int], topic: str) -> dict[int, str]:
+    """State in force of each contact for a topic; ``unknown`` where the ledger has no line."""
+    keys = list(dict.fromkeys(contact_keys))
+    force = _lines_in_force(session, keys, topic)
+    return {key: force[key, topic][0] if (key, topic) in force else "unknown" for key in keys}
+
+
+def mailable(
+    session: Session,
+    contact_keys: Iterable[int],
+    topic: str,
+    *,
+    pepper: str,
+    stream: Literal["marketing", "transactional"] | str = "marketing",
+) -> dict[int, str | None]:
+    """Why a contact may not be mailed, or None where it may; three queries for ten thousand contacts.
+
+    Marketing mail needs an address that is not suppressed and the consent ``subscribed``; transactional mail needs
+    the address, not bounced, not complained of and not barred by hand.
+    """
+    keys = list(dict.fromkeys(contact_keys))
+    reasons: dict[int, str | None] = {key: "no such contact" for key in keys}
+    hashes: dict[str, list[int]] = {}
+    for chunk in _chunks(keys, _QUERY_CHUNK):
+        query = select(ContactRow.contact_key, ContactRow.email).where(ContactRow.contact_key.in_(chunk))
+        for key, email in session.execute(query):
+            reasons[key] = None if email else "no e-mail address"
+            if email:
+                hashes.setdefault(address_hmac(pepper, email), []).append(key)
+    for chunk in _chunks(hashes, _QUERY_CHUNK):
+        query = select(SuppressionRow.address_hmac, SuppressionRow.reason).where(SuppressionRow.address_hmac.in_(chunk))
+        for digest, reason in session.execute(query):
+            if stream == "transactional" and reason == "unsubscribed":
+                continue
+            for key in hashes[digest]:
+                reasons[key] = f"address suppressed: {reason}"
+    if stream != "transactional":
+        open_keys = [key for key, reason in reasons.items() if reason is None]
+        for key, state in consent_states(session, open_keys, topic).items():
+            if state != "subscribed":
+                reasons[key] = f"consent to {topic!r} is {state}; marketing mail needs subscribed"
+    return reasons
+
+
+def unsubscribe(session: Session, send_ids: Iterable[int], *, source: str, now: datetime) -> Unsubscribed:
+    """Unsubscribe the contacts of these sends from the sends' topics, and log it; doing it twice changes nothing.
+
+    Planned sends stay as they are: the claim looks at consent again and closes them with the reason.
+
+    Parameters
+    ----------
+    source : str
+        Where it was asked: ``one-click``, ``preferences page``, ``mailto``.
+    """
+    wanted = list(dict.fromkeys(send_ids))
+    query = select(SendRow.send_id, SendRow.contact_key, SendRow.topic, SendRow.campaign_id, SendRow.timezone)
+    sends = session.execute(query.where(SendRow.send_id.in_(wanted))).all()
+    # As in set_consent: first the lock, then the look, so that of two clicks at once only the first one counts.
+    if sends:
+        allocate(session, "consent_id", 1)
+    force = _lines_in_force(session, {send.contact_key for send in sends})
+    identities = identities_of(session, {send.contact_key for send in sends})
+    changes, events, already = [], [], []
+    for send in sends:
+        line = force.get((send.contact_key, send.topic))
+        if line is not None and line[0] == "unsubscribed":
+            already.append(send.contact_key)
+            continue
+        force[send.contact_key, send.topic] = ("unsubscribed", source, None)
+        changes.append(Consent(send.contact_key, send.topic, "unsubscribed", source))
+        events.append(
+            NewEvent(
+                contact_key=send.contact_key,
+                kind=UNSUBSCRIBED,
+                occurred_at=to_micros(now),
+                message_id=f"kairos/unsubscribed/{send.send_id}/{to_micros(now)}",
+                identity=identities.get(send.contact_key, ""),
+                ref=str(send.send_id),
+                properties={"topic": send.topic, "source": source, "campaign_id": send.campaign_id},
+                timezone=send.timezone,
+            )
+        )
+    set_consent(session, changes, now=now)
+    if events:
+        append(session, events, received_at=to_micros(now))
+    found = {send.send_id for send in sends}
+    return Unsubscribed(
+        changed=tuple(change.contact_key for change in changes),
+        already=tuple(already),
+        unknown=tuple(send_id for send_id in wanted if send_id not in found),
+    )
+
+
+def identities_of(session: Session, contact_keys: Iterable[int]) -> dict[int, str]:
+    """Identity (``user:…`` or ``anonymous:…``) under which our own events of a contact enter the log."""
+    identities: dict[int, str] = {}
+    for chunk in _chunks(list(dict.fromkeys(contact_keys)), _QUERY_CHUNK):
+        query = select(ContactRow.contact_key, ContactRow.user_id).where(ContactRow.contact_key.in_(chunk))
+        identities |= {key: identity_of(user_id) for key, user_id in session.execute(query)}
+    return identities
+
+
+def identity_of(user_id: str) -> str:
+    """Identity of a contact's own name.
+
+    Examples
+    --------
+    >>> identity_of("42"), identity_of("anonymous_id:a1")
+    ('user:42', 'anonymous:a1')
+    """
+    if user_id.startswith("anonymous_id:"):
+        return "anonymous:" + user_id.removeprefix("anonymous_id:")
+    return f"user:{user_id}"
+
+
+def _lines_in_force(
+    session: Session, contact_keys: Iterable[int], topic: str | None = None
+) -> dict[tuple[int, str], tuple[str, str, str | None]]:
+    force: dict[tuple[int, str], tuple[str, str, str | None]] = {}
+    for chunk in _chunks(list(contact_keys), _QUERY_CHUNK):
+        newest = select(func.max(ConsentRow.consent_id)).where(
+            ConsentRow.contact_key.in_(chunk), ConsentRow.channel == EMAIL
+        )
+        if topic is not None:
+            newest = newest.where(ConsentRow.topic == topic)
+        newest = newest.group_by(ConsentRow.contact_key, ConsentRow.topic)
+        query = select(
+            ConsentRow.contact_key, ConsentRow.topic, ConsentRow.state, ConsentRow.source, ConsentRow.text_version
+        ).where(ConsentRow.consent_id.in_(newest))
+        for key, line_topic, state, source, text_version in session.execute(query):
+            force[key, line_topic] = (state, source, text_version)
+    return force
+
+
+def _chunks(items: Iterable[T] | Mapping[T, object], size: int) -> Iterator[list[T]]:
+    walk = iter(items)
+    while chunk := list(islice(walk, size)):
+        yield chunk
