@@ -1,0 +1,509 @@
+"""The event log: append once, read one contact's events, read on from a watermark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, tzinfo
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Table, bindparam, insert, select, update
+from sqlalchemy.orm import Session
+
+from features.tables import CounterRow, EventRow, allocate, current, from_micros
+from features.vocabulary import KINDS
+
+HOUR_MICROS = 3_600_000_000
+DAY_MICROS = 24 * HOUR_MICROS
+
+#: Zone offsets change at whole quarter hours only (every IANA zone since 1973; a test samples it).
+QUARTER_MICROS = HOUR_MICROS // 4
+
+#: An event may claim to have happened this long after we received it (a sender's clock running ahead), not longer.
+FUTURE_TOLERANCE_MICROS = DAY_MICROS
+
+#: Parameters of one ``IN`` query; SQLite allows 32,766 and PostgreSQL 65,535.
+IN_CHUNK = 10_000
+
+#: First kinds of every `EventColumns`: the vocabulary, so that known names have one code in a process.
+KNOWN_KINDS: tuple[str, ...] = tuple(KINDS)
+
+_LIMITS = {"kind": 80, "message_id": 200, "ref": 120, "identity": 300}
+_INT64 = 2**63
+_EVENT = cast(Table, EventRow.__table__)
+
+#: 2100-01-01: an instant beyond it is a unit error, not an event.
+_END_MICROS = 4_102_444_800_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event on its way into the log; `append` gives it its place."""
+
+    contact_key: int
+    #: Event name, at most 80 characters.
+    kind: str
+    #: Microseconds since 1970 UTC.
+    occurred_at: int
+    #: ``<source>/<the sender's id>``, at most 200 characters: the same id is stored once.
+    message_id: str
+    #: Name under which it arrived, ``user:…`` or ``anonymous:…``.
+    identity: str
+    #: What it is about: order id, send id, product id; at most 120 characters.
+    ref: str | None = None
+    value_minor: int | None = None
+    #: Probability x 1e6 that a person opened or clicked.
+    human_ppm: int | None = None
+    is_repeat: bool = False
+    properties: dict[str, Any] | None = None
+    #: IANA zone of the contact when it happened; None takes the installation's.
+    timezone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append did."""
+
+    #: ``seq`` of the first stored event; the others follow without a gap, in the order given. None if none was stored.
+    first_seq: int | None
+    stored: int
+    #: Events whose ``message_id`` was in the log, or earlier in the same batch.
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One event of the log with its properties parsed."""
+
+    seq: int
+    contact_key: int
+    kind: str
+    occurred_at: int
+    received_at: int
+    message_id: str
+    identity: str
+    ref: str | None
+    value_minor: int | None
+    hour_of_week: int
+    human_ppm: int | None
+    is_repeat: bool
+    is_imported: bool
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EventColumns:
+    """Events as parallel arrays of shape ``(n_events,)``, sorted by (contact_key, occurred_at, seq)."""
+
+    contact_key: npt.NDArray[np.int64]
+    #: Microseconds since 1970 UTC.
+    occurred_at: npt.NDArray[np.int64]
+    received_at: npt.NDArray[np.int64]
+    seq: npt.NDArray[np.int64]
+    #: int32 index into ``kinds``.
+    kind: npt.NDArray[np.int32]
+    #: 0 where the event carries none.
+    value_minor: npt.NDArray[np.int64]
+    hour_of_week: npt.NDArray[np.int16]
+    #: -1 where the event carries none.
+    human_ppm: npt.NDArray[np.int32]
+    is_repeat: npt.NDArray[np.bool_]
+    #: `hash_ref` of the text; 0 where the event carries none.
+    ref: npt.NDArray[np.int64]
+    #: Names of the codes in ``kind``: the vocabulary first, then custom names.
+    kinds: tuple[str, ...] = KNOWN_KINDS
+
+    def __len__(self) -> int:
+        return len(self.seq)
+
+    @classmethod
+    def empty(cls) -> EventColumns:
+        """No events."""
+        arrays: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in COLUMN_TYPES.items()}
+        return cls(**arrays)
+
+    @classmethod
+    def concat(cls, parts: Sequence[EventColumns]) -> EventColumns:
+        """All events of ``parts``, sorted, their kinds brought to common codes."""
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return cls.empty()
+        if len(parts) == 1:
+            return parts[0].sorted()
+        codes = KindCodes()
+        arrays: dict[str, npt.NDArray[Any]] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMN_TYPES if name != "kind"
+        }
+        arrays["kind"] = np.concatenate([codes.encode(part.kinds)[part.kind] for part in parts])
+        return cls(**arrays, kinds=codes.kinds).sorted()
+
+    def take(self, index: npt.NDArray[Any] | slice) -> EventColumns:
+        """The events at ``index`` (positions, a mask or a slice), in that order."""
+        return EventColumns(**{name: getattr(self, name)[index] for name in COLUMN_TYPES}, kinds=self.kinds)
+
+    def is_sorted(self) -> bool:
+        """True if the events lie by (contact_key, occurred_at, seq)."""
+        if len(self) < 2:
+            return True
+        key, at, seq = self.contact_key, self.occurred_at, self.seq
+        same_key = key[1:] == key[:-1]
+        if not bool(np.all(key[1:] >= key[:-1])) or not bool(np.all(~same_key | (at[1:] >= at[:-1]))):
+            return False
+        return bool(np.all(~(same_key & (at[1:] == at[:-1])) | (seq[1:] > seq[:-1])))
+
+    def sorted(self) -> EventColumns:
+        """The same events by (contact_key, occurred_at, seq)."""
+        if self.is_sorted():
+            return self
+        return self.take(np.lexsort((self.seq, self.occurred_at, self.contact_key)))
+
+    def of_kind(self, *names: str) -> npt.NDArray[np.bool_]:
+        """Mask of the events with one of these names."""
+        wanted = np.array([kind in names for kind in self.kinds], dtype=bool)
+        return wanted[self.kind]
+
+
+#: Columns of `EventColumns` and their types, in order.
+COLUMN_TYPES: dict[str, type[np.generic]] = {
+    "contact_key": np.int64,
+    "occurred_at": np.int64,
+    "received_at": np.int64,
+    "seq": np.int64,
+    "kind": np.int32,
+    "value_minor": np.int64,
+    "hour_of_week": np.int16,
+    "human_ppm": np.int32,
+    "is_repeat": np.bool_,
+    "ref": np.int64,
+}
+assert set(COLUMN_TYPES) == {field.name for field in fields(EventColumns)} - {"kinds"}
+
+
+class KindCodes:
+    """Codes for event names: those of the vocabulary are fixed, custom names follow as they come."""
+
+    def __init__(self) -> None:
+        self._codes = {name: code for code, name in enumerate(KNOWN_KINDS)}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names so far, by code."""
+        return KNOWN_KINDS if len(self._codes) == len(KNOWN_KINDS) else tuple(self._codes)
+
+    def encode(self, names: Sequence[str]) -> npt.NDArray[np.int32]:
+        """int32 codes of ``names``, shape ``(len(names),)``."""
+        codes = self._codes
+        try:
+            return np.array([codes[name] for name in names], dtype=np.int32)
+        except KeyError:
+            return np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int32)
+
+
+def hash_ref(ref: str | None) -> int:
+    """First 8 bytes of BLAKE2b of ``ref`` as a signed integer; 0 for None or an empty text.
+
+    Examples
+    --------
+    >>> hash_ref(None), hash_ref("536365") == hash_ref("536365"), hash_ref("1") == hash_ref("2")
+    (0, True, False)
+    """
+    if not ref:
+        return 0
+    return int.from_bytes(blake2b(ref.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+
+
+@lru_cache(maxsize=1024)
+def zone_of(name: str) -> tzinfo:
+    """The IANA zone called ``name``.
+
+    Raises
+    ------
+    ValueError
+        If there is no zone of that name.
+    """
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError, ModuleNotFoundError):
+        raise ValueError(f"{name!r} is no IANA time zone; use a name such as 'Europe/London' or 'UTC'") from None
+
+
+def local_hour_of_week(occurred_at: npt.NDArray[np.int64], timezone: str) -> npt.NDArray[np.int16]:
+    """Local hour of the week (0 = Monday 00:00 … 167 = Sunday 23:00) of UTC microseconds in one zone.
+
+    Parameters
+    ----------
+    occurred_at : ndarray of int64, shape (n_events,)
+        Microseconds since 1970 UTC.
+    timezone : str
+        IANA name.
+
+    Examples
+    --------
+    >>> local_hour_of_week(np.array([0]), "UTC")  # 1970-01-01 was a Thursday
+    array([72], dtype=int16)
+    """
+    zone = zone_of(timezone)
+    local_hours: npt.NDArray[np.int64]
+    if timezone == "UTC":
+        local_hours = occurred_at // HOUR_MICROS
+    else:
+        slots, inverse = np.unique(occurred_at // QUARTER_MICROS, return_inverse=True)
+        offsets = np.array([_offset_micros(zone, slot) for slot in slots.tolist()], dtype=np.int64)
+        local_hours = (occurred_at + offsets[inverse]) // HOUR_MICROS
+    return ((local_hours + 72) % 168).astype(np.int16)
+
+
+def _offset_micros(zone: tzinfo, slot: int) -> int:
+    offset = datetime.fromtimestamp(slot * 900, zone).utcoffset()
+    assert offset is not None
+    return (offset.days * 86_400 + offset.seconds) * 1_000_000
+
+
+def append(
+    session: Session,
+    events: Sequence[NewEvent],
+    *,
+    received_at: int,
+    imported: bool = False,
+    default_timezone: str = "UTC",
+) -> Appended:
+    """Events put at the end of the log, each ``message_id`` once; what was stored and what was known already.
+
+    The log's lock is taken before duplicates are looked for and is held to the caller's commit, so ``seq`` is dense
+    and becomes visible in its order. Resolve contacts before you append, so that all writers take their locks in one
+    order.
+
+    Parameters
+    ----------
+    session : Session
+        An open writing transaction.
+    events : sequence of NewEvent
+        In the order in which they shall lie in the log.
+    received_at : int
+        Microseconds since 1970 UTC from which the events are known.
+    imported : bool
+        History: every event counts as known when it occurred, and ``received_at`` is not used.
+    default_timezone : str
+        IANA zone of events that name none.
+
+    Raises
+    ------
+    ValueError
+        If an event lies outside 1970 to 2100, claims to happen more than a day after it was received, names no IANA
+        zone, is longer than its column, or carries a number outside its range or properties that are not JSON.
+        Nothing is stored then.
+    """
+    if not events:
+        return Appended(None, 0, 0)
+    for event in events:
+        _validate(event, received_at, imported)
+    session.execute(update(CounterRow).where(CounterRow.name == "event_seq").values(value=CounterRow.value))
+    wanted: dict[str, NewEvent] = {}
+    for event in events:
+        wanted.setdefault(event.message_id, event)
+    for message_id in _known_message_ids(session, list(wanted)):
+        del wanted[message_id]
+    fresh = list(wanted.values())
+    if not fresh:
+        return Appended(None, 0, len(events))
+    hours = _hours_of_week(fresh, default_timezone)
+    properties = [_dumped(event) for event in fresh]
+    first_seq = allocate(session, "event_seq", len(fresh))
+    session.connection().execute(
+        insert(_EVENT),
+        [
+            {
+                "contact_key": event.contact_key,
+                "occurred_at": event.occurred_at,
+                "seq": seq,
+                "received_at": event.occurred_at if imported else received_at,
+                "kind": event.kind,
+                "message_id": event.message_id,
+                "ref": event.ref,
+                "value_minor": event.value_minor,
+                "hour_of_week": hour,
+                "human_ppm": event.human_ppm,
+                "is_repeat": event.is_repeat,
+                "is_imported": imported,
+                "identity": event.identity,
+                "properties": text,
+            }
+            for seq, (event, hour, text) in enumerate(zip(fresh, hours, properties, strict=True), first_seq)
+        ],
+    )
+    return Appended(first_seq, len(fresh), len(events) - len(fresh))
+
+
+def _validate(event: NewEvent, received_at: int, imported: bool) -> None:
+    if not 0 <= event.occurred_at < _END_MICROS:
+        raise ValueError(
+            f"event {event.message_id!r} has occurred_at {event.occurred_at}, outside 1970 to 2100; "
+            "pass microseconds since 1970-01-01 UTC"
+        )
+    if not imported and event.occurred_at > received_at + FUTURE_TOLERANCE_MICROS:
+        raise ValueError(
+            f"event {event.message_id!r} says it happened at {_said(event.occurred_at)}, more than 1 day after it was "
+            f"received at {_said(received_at)}; check the sender's clock and the unit of its timestamp"
+        )
+    for name, text in (
+        ("kind", event.kind),
+        ("message_id", event.message_id),
+        ("identity", event.identity),
+        ("ref", event.ref),
+    ):
+        if text is None:
+            continue
+        if len(text) > _LIMITS[name] or "\x00" in text or (not text and name != "ref"):
+            raise ValueError(
+                f"{name} {text[:60]!r} of event {event.message_id[:60]!r} has {len(text)} characters; "
+                f"it takes 1 to {_LIMITS[name]}, none of them NUL"
+            )
+    if event.human_ppm is not None and not 0 <= event.human_ppm <= 1_000_000:
+        raise ValueError(f"human_ppm {event.human_ppm} of event {event.message_id!r} is outside 0 to 1,000,000")
+    if event.value_minor is not None and not -_INT64 <= event.value_minor < _INT64:
+        raise ValueError(f"value_minor {event.value_minor} of event {event.message_id!r} does not fit 64 bits")
+
+
+def _said(micros: int) -> str:
+    try:
+        return from_micros(micros).isoformat()
+    except OverflowError:
+        return f"{micros} µs since 1970"
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
+def _dumped(event: NewEvent) -> str | None:
+    if not event.properties:
+        return None
+    try:
+        return _ENCODER.encode(event.properties)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"properties of event {event.message_id!r} are not JSON ({error}); "
+            "send finite numbers, texts, lists and objects"
+        ) from None
+
+
+def _known_message_ids(session: Session, message_ids: list[str]) -> Iterator[str]:
+    column = _EVENT.c.message_id
+    for start in range(0, len(message_ids), IN_CHUNK):
+        yield from session.execute(select(column).where(column.in_(message_ids[start : start + IN_CHUNK]))).scalars()
+
+
+def _hours_of_week(events: Sequence[NewEvent], default_timezone: str) -> list[int]:
+    occurred = np.array([event.occurred_at for event in events], dtype=np.int64)
+    hours = np.empty(len(events), dtype=np.int16)
+    by_zone: dict[str, list[int]] = {}
+    for index, event in enumerate(events):
+        by_zone.setdefault(event.timezone or default_timezone, []).append(index)
+    for zone, indexes in by_zone.items():
+        hours[indexes] = local_hour_of_week(occurred[indexes], zone)
+    return hours.tolist()
+
+
+#: What the arrays are made from, in the order of `COLUMN_TYPES`.
+_ARRAY_COLUMNS = tuple(_EVENT.c[name] for name in COLUMN_TYPES)
+
+_AFTER = (
+    select(*_ARRAY_COLUMNS)
+    .where(_EVENT.c.seq > bindparam("after"))
+    .order_by(_EVENT.c.seq)
+    .limit(bindparam("most", type_=_EVENT.c.seq.type))
+)
+_OF_CONTACT = (
+    select(*_ARRAY_COLUMNS)
+    .where(_EVENT.c.contact_key == bindparam("key"))
+    .order_by(_EVENT.c.contact_key, _EVENT.c.occurred_at, _EVENT.c.seq)
+)
+_OF_CONTACTS = select(*_ARRAY_COLUMNS).where(_EVENT.c.contact_key.in_(bindparam("keys", expanding=True)))
+
+
+def read_after(session: Session, seq: int, limit: int) -> tuple[EventColumns, int]:
+    """The next ``limit`` events after place ``seq`` of the log as sorted arrays, and the last place read.
+
+    The second value is ``seq`` again where the log has no further event.
+    """
+    columns = _columns(session.connection().execute(_AFTER, {"after": seq, "most": limit}).all())
+    return columns, int(columns.seq.max()) if len(columns) else seq
+
+
+def read_contacts(session: Session, contact_keys: Collection[int]) -> EventColumns:
+    """Every event of these contacts as sorted arrays, read by the clustered index."""
+    connection = session.connection()
+    keys = list(dict.fromkeys(int(key) for key in contact_keys))
+    if len(keys) == 1:
+        return _columns(connection.execute(_OF_CONTACT, {"key": keys[0]}).all())
+    keys.sort()
+    rows: list[Any] = []
+    for start in range(0, len(keys), IN_CHUNK):
+        rows += connection.execute(_OF_CONTACTS, {"keys": keys[start : start + IN_CHUNK]}).all()
+    return _columns(rows)
+
+
+def iterate_after(
+    session: Session, seq: int, *, kinds: Collection[str] | None = None, page: int = 5_000
+) -> Iterator[LoggedEvent]:
+    """Every event after place ``seq``, in the log's order, with its properties parsed.
+
+    Parameters
+    ----------
+    session : Session
+        Read page by page, so a long log needs little memory.
+    seq : int
+        Place of the last event already seen; 0 for all.
+    kinds : collection of str, optional
+        Only events with these names.
+    page : int
+        Events fetched at a time.
+    """
+    head = current(session, "event_seq")  # what is appended meanwhile is left to the next call
+    query = select(_EVENT).where(_EVENT.c.seq > bindparam("after"), _EVENT.c.seq <= head)
+    if kinds is not None:
+        query = query.where(_EVENT.c.kind.in_(list(kinds)))
+    query = query.order_by(_EVENT.c.seq).limit(page)
+    while True:
+        rows = session.connection().execute(query, {"after": seq}).mappings().all()
+        for row in rows:
+            yield _logged(row)
+        if len(rows) < page:
+            return
+        seq = rows[-1]["seq"]
+
+
+def head(session: Session) -> int:
+    """Place of the newest event of the log; 0 if it is empty."""
+    return current(session, "event_seq")
+
+
+def _logged(row: Mapping[Any, Any]) -> LoggedEvent:
+    values = dict(row)
+    values["properties"] = json.loads(values["properties"]) if values["properties"] else {}
+    return LoggedEvent(**values)
+
+
+def _columns(rows: Sequence[Any]) -> EventColumns:
+    if not rows:
+        return EventColumns.empty()
+    key, occurred, received, seq, kind, value, hour, human, repeat, ref = zip(*rows, strict=True)
+    codes = KindCodes()
+    return EventColumns(
+        contact_key=np.array(key, dtype=np.int64),
+        occurred_at=np.array(occurred, dtype=np.int64),
+        received_at=np.array(received, dtype=np.int64),
+        seq=np.array(seq, dtype=np.int64),
+        kind=codes.encode(kind),
+        value_minor=np.array([0 if one is None else one for one in value], dtype=np.int64),
+        hour_of_week=np.array(hour, dtype=np.int16),
+        human_ppm=np.array([-1 if one is None else one for one in human], dtype=np.int32),
+        is_repeat=np.array(repeat, dtype=bool),
+        ref=np.array([hash_ref(one) for one in ref], dtype=np.int64),
+        kinds=codes.kinds,
+    ).sorted()
