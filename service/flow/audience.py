@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from features.contacts import find
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from features.contacts import find
 from features.tables import ContactRow
 from service.errors import Invalid
 

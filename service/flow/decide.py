@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
-from training.policies.thompson import BetaBernoulliThompson
 
 from features.tables import allocate, to_micros
 from service.errors import Conflict, Invalid, NotFound
 from service.tables import ArmRow, CampaignRow, DecisionRow, ExperimentRow, SendRow, SnapshotRow
 from training.policies.base import ArmStatistics, Policy, choose, hashed_draws
 from training.policies.fixed import Uniform
+from training.policies.thompson import BetaBernoulliThompson
 
 HOUR_MICROS = 3_600_000_000
 KINDS = ("subject", "cta", "block", "layout")

@@ -11,13 +11,13 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
-from training.policies.base import hashed_draws
 
 from features.tables import ContactRow, allocate, from_micros, to_micros
 from service.errors import Conflict, Invalid
 from service.flow.predict import Hours
 from service.suppression import mailable
 from service.tables import SendRow
+from training.policies.base import hashed_draws
 
 HOUR_MICROS = 3_600_000_000
 DAY_MICROS = 24 * HOUR_MICROS

@@ -1,0 +1,54 @@
+# Kairos. `make demo` and `make test` are all a fresh machine with Python 3.11+ and make needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check lint types imports bench simulate prove lock
+
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Kairos needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say which with: make PYTHON=python3.12 setup"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## Make .venv and install what the lock file pins
+
+demo: setup  ## The whole loop once, on simulated people, in ./var/demo
+	$(BIN)/kairos demo --home var/demo
+
+serve: setup  ## API and worker on http://127.0.0.1:8000, on the demo's home if there is one
+	@if [ -d var/demo ]; then KAIROS_HOME=var/demo $(BIN)/kairos serve; else $(BIN)/kairos serve; fi
+
+test: setup  ## The tests (SQLite; PostgreSQL too where initdb is found)
+	$(PYTEST) -m "not slow"
+
+prove: setup  ## The long proofs that `make test` runs in short
+	$(PYTEST) -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+check: lint types imports test  ## What CI runs: lint, types, import order, tests
+
+bench: setup  ## Benchmarks as one JSON object on stdout
+	@$(BIN)/python -m tests.benchmarks
+
+simulate: setup  ## Long learning proofs: policies in worlds whose truth is known
+	$(BIN)/kairos simulate responses --seeds 100 --runs 200
+
+lock: setup  ## Pin again what pyproject.toml asks for
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url -q -o requirements.lock

@@ -1,0 +1,355 @@
+"""Campaigns: one mail to many. Create, plan (a dry run of the whole audience), schedule, cancel, report."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from features.tables import from_micros
+from service.errors import Conflict, Invalid, NotFound
+from service.flow.audience import check_rule, find_audience
+from service.flow.predict import Hours, predict
+from service.flow.reward import statistics
+from service.flow.schedule import Intent, Limits, Sends, as_utc, schedule, write_sends
+from service.settings import Settings
+from service.tables import (
+    CampaignRow,
+    DecisionRow,
+    ExperimentRow,
+    RewardRow,
+    SendRow,
+    SnapshotRow,
+    TemplateRow,
+)
+from training.serving import Serving
+
+#: The ledger's terminal states (ARCHITECTURE section 6); every intent ends in one of them.
+TERMINAL_STATES = ("accepted", "failed", "unknown", "suppressed", "held_out", "unplaced", "cancelled", "expired")
+STATES = ("planned", "claimed", "attempting", *TERMINAL_STATES)
+
+
+@dataclass(frozen=True)
+class NewCampaign:
+    """A campaign before it is created."""
+
+    name: str
+    template_id: str
+    window_start: datetime
+    window_end: datetime
+    audience: Mapping[str, Any]
+    experiments: Sequence[str] = ()
+    topic: str = "marketing"
+    holdout_share: float = 0.0
+    #: best_hour | spread | at_start
+    timing: str = "best_hour"
+
+
+@dataclass(frozen=True)
+class CampaignPlan:
+    """What scheduling would do, without doing it.
+
+    Attributes
+    ----------
+    counts : dict of str to int
+        Contacts by state and reason.
+    local_hours : dict of int to int
+        Planned sends by the contact's local hour.
+    hour_reasons : dict of str to int
+        Planned sends by why they leave at that hour: best, explore, fallback, fixed.
+    holdouts : int
+        Planned sends that will be held out.
+    unknown : tuple of str
+        User ids of the audience that no contact answers to.
+    """
+
+    campaign_id: str
+    audience: int
+    planned: int
+    counts: dict[str, int]
+    local_hours: dict[int, int]
+    hour_reasons: dict[str, int]
+    holdouts: int
+    first_due: datetime | None
+    last_due: datetime | None
+    unknown: tuple[str, ...]
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The planner's rules, from the installation's settings."""
+    return Limits(
+        quiet_hours=settings.quiet,
+        frequency_cap=settings.frequency_cap,
+        rate_per_minute=settings.send_rate_per_minute,
+        explore_share=settings.explore_share,
+        global_holdout=settings.global_holdout,
+        default_timezone=settings.timezone,
+        pepper=settings.pepper,
+        salt=settings.pepper,
+    )
+
+
+def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str:
+    """Id of a new campaign, a draft.
+
+    Raises
+    ------
+    NotFound
+        If the template or an experiment does not exist.
+    Invalid
+        If the audience is not understood or two experiments fill one slot.
+    """
+    check_rule(new.audience)
+    version = session.scalar(select(func.max(TemplateRow.version)).where(TemplateRow.template_id == new.template_id))
+    if version is None:
+        raise NotFound(f"there is no template {new.template_id!r}; GET /v1/templates lists them")
+    slots = dict(
+        session.execute(
+            select(ExperimentRow.experiment_id, ExperimentRow.slot).where(
+                ExperimentRow.experiment_id.in_(new.experiments)
+            )
+        ).tuples()
+    )
+    for experiment_id in new.experiments:
+        if experiment_id not in slots:
+            raise NotFound(f"there is no experiment {experiment_id!r}; GET /v1/experiments lists them")
+    filled = Counter(slots.values())
+    if any(count > 1 for count in filled.values()):
+        slot = filled.most_common(1)[0][0]
+        raise Invalid(f"two experiments fill the slot {slot!r}; a slot takes one experiment in a campaign")
+    campaign_id = f"cmp_{secrets.token_hex(6)}"
+    campaign = CampaignRow(
+        campaign_id=campaign_id,
+        name=new.name,
+        status="draft",
+        template_id=new.template_id,
+        template_version=version,
+        audience=dict(new.audience),
+        experiments=list(new.experiments),
+        topic=new.topic,
+        window_start=as_utc(new.window_start),
+        window_end=as_utc(new.window_end),
+        holdout_share=new.holdout_share,
+        timing=new.timing,
+        created_at=now,
+        scheduled_at=None,
+    )
+    session.add(campaign)
+    session.flush()
+    return campaign_id
+
+
+def plan_campaign(
+    session: Session, campaign_id: str, serving: Serving, settings: Settings, *, now: datetime
+) -> CampaignPlan:
+    """The whole audience placed, counted and shown; nothing is written."""
+    campaign = find_campaign(session, campaign_id)
+    sends, audience_size, unknown = _sends(session, campaign, serving, settings, now)
+    planned = sends.state == "planned"
+    due = sends.due_at[planned]
+    return CampaignPlan(
+        campaign_id=campaign_id,
+        audience=audience_size,
+        planned=int(planned.sum()),
+        counts=sends.counts(),
+        local_hours={
+            int(hour): int(n)
+            for hour, n in zip(*np.unique(sends.assigned_local_hour[planned], return_counts=True), strict=True)
+        },
+        hour_reasons=dict(sorted(Counter(sends.hour_reason[planned].tolist()).items())),
+        holdouts=int(sends.is_holdout[planned].sum()),
+        first_due=from_micros(due.min()) if len(due) else None,
+        last_due=from_micros(due.max()) if len(due) else None,
+        unknown=unknown,
+    )
+
+
+def schedule_campaign(
+    session: Session, campaign_id: str, serving: Serving, settings: Settings, *, now: datetime
+) -> dict[str, int]:
+    """Put every send of the campaign into the ledger; returns the contacts by state and reason.
+
+    Raises
+    ------
+    Conflict
+        If the campaign is not a draft.
+    """
+    campaign = find_campaign(session, campaign_id, for_update=True)
+    if campaign.status != "draft":
+        raise Conflict(f"campaign {campaign_id} is {campaign.status}; only a draft can be scheduled")
+    sends, _, _ = _sends(session, campaign, serving, settings, now)
+    write_sends(session, sends, now=now)
+    campaign.status, campaign.scheduled_at = "scheduled", now
+    return sends.counts()
+
+
+def cancel_campaign(session: Session, campaign_id: str, *, now: datetime) -> int:
+    """Cancel what has not left yet; returns how many sends were cancelled."""
+    campaign = find_campaign(session, campaign_id, for_update=True)
+    cancelled = session.execute(
+        update(SendRow)
+        .where(SendRow.campaign_id == campaign_id, SendRow.state == "planned")
+        .values(state="cancelled", reason="campaign cancelled", finished_at=now)
+    )
+    campaign.status = "cancelled"
+    return int(cancelled.rowcount)
+
+
+def campaign_report(session: Session, campaign_id: str, *, now: datetime) -> dict[str, Any]:
+    """Sends by state, and each experiment with its arms: sends, opens, clicks, share of the first and last wave."""
+    campaign = find_campaign(session, campaign_id)
+    states = {state: 0 for state in STATES}
+    states.update(
+        session.execute(
+            select(SendRow.state, func.count()).where(SendRow.campaign_id == campaign_id).group_by(SendRow.state)
+        ).tuples()
+    )
+    return {
+        "campaign_id": campaign_id,
+        "status": campaign.status,
+        "sends": states,
+        "experiments": [experiment_report(session, experiment_id, now=now) for experiment_id in campaign.experiments],
+    }
+
+
+def experiment_report(session: Session, experiment_id: str, *, now: datetime) -> dict[str, Any]:
+    """Arms with their counts, rate with a 95 % Wilson interval, probability in force, and share wave by wave.
+
+    The interval is for one look and assumes that the split did not follow the answers; reports that hold under
+    peeking and adaptive allocation come from confidence sequences.
+
+    References
+    ----------
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    experiment = session.get(ExperimentRow, experiment_id)
+    if experiment is None:
+        raise NotFound(f"there is no experiment {experiment_id!r}; GET /v1/experiments lists them")
+    counts = statistics(session, experiment_id, now=now)
+    snapshot = session.scalars(
+        select(SnapshotRow)
+        .where(SnapshotRow.experiment_id == experiment_id)
+        .order_by(SnapshotRow.snapshot_no.desc())
+        .limit(1)
+    ).one()
+    in_force = dict(zip(snapshot.policy["arms"], snapshot.policy["pmf"], strict=True))
+    kinds = _rewards_by_arm(session, experiment_id)
+    waves = _decisions_by_wave(session, experiment_id)
+    arms = []
+    for i, arm in enumerate(counts.arms):
+        trials, successes = int(counts.trials[i].sum()), int(counts.successes[i].sum())
+        arms.append(
+            {
+                "id": arm,
+                "sends": trials,
+                "successes": successes,
+                "rate": successes / trials if trials else None,
+                "interval": wilson(successes, trials),
+                "rewards": kinds.get(arm, {}),
+                "probability": in_force.get(arm),
+                "share_first_wave": _share(waves[0], arm) if waves else None,
+                "share_last_wave": _share(waves[-1], arm) if waves else None,
+            }
+        )
+    return {
+        "id": experiment_id,
+        "name": experiment.name,
+        "kind": experiment.kind,
+        "reward": experiment.reward,
+        "status": experiment.status,
+        "policy": experiment.policy,
+        "floor": experiment.floor,
+        "snapshot": snapshot.snapshot_id,
+        "waves": len(waves),
+        "arms": arms,
+    }
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> list[float] | None:
+    """Wilson's interval of a rate; None without trials.
+
+    Examples
+    --------
+    >>> [round(x, 3) for x in wilson(2, 10)]
+    [0.057, 0.51]
+    """
+    if trials == 0:
+        return None
+    rate = successes / trials
+    centre = rate + z * z / (2 * trials)
+    half = z * float(np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)))
+    scale = 1 + z * z / trials
+    return [max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)]
+
+
+def find_campaign(session: Session, campaign_id: str, *, for_update: bool = False) -> CampaignRow:
+    """The campaign's row.
+
+    Raises
+    ------
+    NotFound
+        If there is none of that id.
+    """
+    campaign = session.get(CampaignRow, campaign_id, with_for_update=for_update or None)
+    if campaign is None:
+        raise NotFound(f"there is no campaign {campaign_id!r}; GET /v1/campaigns lists them")
+    return campaign
+
+
+def _sends(
+    session: Session, campaign: CampaignRow, serving: Serving, settings: Settings, now: datetime
+) -> tuple[Sends, int, tuple[str, ...]]:
+    audience = find_audience(session, campaign.audience, as_of=now)
+    hours: Hours | None = None
+    if campaign.timing == "best_hour":
+        hours = predict(session, audience.contact_keys, serving, as_of=now, models=["send_hour"]).hours
+    intent = Intent(
+        key=campaign.campaign_id,
+        template_id=campaign.template_id,
+        template_version=campaign.template_version,
+        window_start=campaign.window_start,
+        window_end=campaign.window_end,
+        campaign_id=campaign.campaign_id,
+        topic=campaign.topic,
+        timing=campaign.timing,
+        holdout_share=campaign.holdout_share,
+    )
+    sends = schedule(session, intent, audience.contact_keys, hours, limits_of(settings), now=now)
+    return sends, len(audience.contact_keys), audience.unknown
+
+
+def _rewards_by_arm(session: Session, experiment_id: str) -> dict[str, dict[str, int]]:
+    rows = session.execute(
+        select(DecisionRow.arm_id, RewardRow.kind, func.count())
+        .join(RewardRow, RewardRow.decision_id == DecisionRow.decision_id)
+        .where(DecisionRow.experiment_id == experiment_id)
+        .group_by(DecisionRow.arm_id, RewardRow.kind)
+    )
+    rewards: dict[str, dict[str, int]] = {}
+    for arm, kind, count in rows:
+        rewards.setdefault(arm, {})[kind] = count
+    return rewards
+
+
+def _decisions_by_wave(session: Session, experiment_id: str) -> list[dict[str, int]]:
+    rows = session.execute(
+        select(DecisionRow.wave, DecisionRow.arm_id, func.count())
+        .where(DecisionRow.experiment_id == experiment_id)
+        .group_by(DecisionRow.wave, DecisionRow.arm_id)
+        .order_by(DecisionRow.wave)
+    )
+    waves: dict[int, dict[str, int]] = {}
+    for wave, arm, count in rows:
+        waves.setdefault(wave, {})[arm] = count
+    return list(waves.values())
+
+
+def _share(wave: dict[str, int], arm: str) -> float:
+    return wave.get(arm, 0) / sum(wave.values())
