@@ -22,8 +22,6 @@ class Settings(BaseSettings):
     home: Path = Field(DEFAULT_HOME, description="Folder that holds everything an installation writes.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; default SQLite in HOME (kairos.db).")
     lake_url: str | None = Field(None, description="fsspec URL of the lake; default HOME/lake.")
-    engine: Literal["local", "ray"] = Field("local", description="Where bucket work runs.")
-    engine_address: str | None = Field(None, description="Address of the cluster when ENGINE is not local.")
     buckets: int = Field(64, ge=1, le=4096, description="Number of contact buckets; fixed for an installation's life.")
     public_url: str = Field(
         "http://127.0.0.1:8000", description="Base URL that recipients reach (tracking, unsubscribe)."
@@ -36,15 +34,12 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(None, description="Signs links; default generated into HOME/secret_key.")
     suppression_pepper: SecretStr | None = Field(
         None,
-        description="Keys the suppression list's hashes; default generated into HOME/suppression_pepper; never rotate it.",
+        description="Keys the suppression list's hashes; made in HOME on first use; never rotate it.",
     )
     timezone: str = Field("UTC", description="IANA zone of the installation: bare dates, contacts without a zone.")
     currency: str = Field("GBP", min_length=3, max_length=3, description="ISO 4217 reporting currency.")
     crash_policy: Literal["hold", "resend"] = Field(
         "hold", description="What becomes of a marketing mail whose fate a crash left unknown."
-    )
-    approval_above: int = Field(
-        0, ge=0, description="Recipients above which a campaign needs another key's approval; 0 = never."
     )
     quiet_hours: str = Field(
         "22-07", description="Local hours in which no marketing mail leaves, from-to; empty = none."
@@ -62,7 +57,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(
         None,
         validation_alias="MLFLOW_TRACKING_URI",
-        description="MLflow's own name; default sqlite in HOME/mlruns, or in the checkout's mlruns/ with the default HOME.",
+        description="MLflow's own name; default HOME/mlruns/mlflow.db (default HOME: ./mlruns).",
     )
 
     @field_validator("timezone")
@@ -144,3 +139,40 @@ class Settings(BaseSettings):
                     f"{value!r} are no quiet hours; write from-to in local hours such as 22-07, or nothing"
                 )
         return value
+
+
+def documentation() -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every setting, for the README and `.env.example`."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        variable = str(field.validation_alias or f"KAIROS_{name.upper()}")
+        default = "" if field.default is None else str(field.default)
+        rows.append((variable, default, field.description or ""))
+    return rows
+
+
+def as_table() -> str:
+    """The README's table of settings."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {f'`{default}`' if default else ''} | {says} |" for name, default, says in documentation()]
+    return "\n".join(lines)
+
+
+def as_env_example() -> str:
+    """The text of `.env.example`: every setting with its default, commented out."""
+    blocks = [f"# {says}\n# {name}={default}" for name, default, says in documentation()]
+    return "# Copy to .env and uncomment what you change. Everything is optional.\n\n" + "\n\n".join(blocks) + "\n"
+
+
+def write_documentation() -> None:
+    """Bring the README's table and `.env.example` up to date."""
+    readme = CHECKOUT / "README.md"
+    text = readme.read_text()
+    begin, end = text.index("<!-- settings:"), text.index("<!-- /settings -->")
+    head = text[begin : text.index("\n", begin) + 1]
+    readme.write_text(f"{text[:begin]}{head}{as_table()}\n{text[end:]}")
+    (CHECKOUT / ".env.example").write_text(as_env_example())
+
+
+if __name__ == "__main__":
+    write_documentation()

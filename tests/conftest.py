@@ -7,15 +7,18 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from features.contacts import resolve, update_traits
 from service.database import Database
 from service.settings import Settings
+from service.suppression import Consent, set_consent
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)  # a Monday
 
@@ -119,3 +122,28 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"KAIROS_TEST_DATA={named} is no folder")
     return folder
+
+
+@pytest.fixture
+def add_contacts(now: datetime) -> Callable[..., list[int]]:
+    """A function that adds ``count`` contacts with reserved addresses, subscribed unless told otherwise."""
+
+    def add(
+        session: Session,
+        count: int,
+        *,
+        zones: Sequence[str] = ("Europe/London",),
+        consent: str = "subscribed",
+        prefix: str = "u",
+    ) -> list[int]:
+        found = resolve(session, [f"user:{prefix}{i}" for i in range(count)], now=now)
+        keys = [found[f"user:{prefix}{i}"] for i in range(count)]
+        traits = {
+            key: {"email": f"{prefix}{i}@example.com", "timezone": zones[i % len(zones)], "first_name": f"N{i}"}
+            for i, key in enumerate(keys)
+        }
+        update_traits(session, traits, now=now)
+        set_consent(session, [Consent(key, "marketing", consent, "test") for key in keys], now=now)
+        return keys
+
+    return add
