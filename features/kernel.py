@@ -1,0 +1,634 @@
+"""The one sweep that evaluates every windowed feature at any instants, for one contact or for all.
+
+The events of a contact lie sorted by time. For its instants, in ascending order, the sweep moves one pointer per
+window edge forward; counts and sums are differences of integer prefix sums, so a value depends on the events in its
+window alone and never on which other instants were asked about. Training, batch scoring and the request path call
+this same function, so they cannot drift apart.
+
+Known time: an event enters the vector at ``as_of`` if ``occurred_at < as_of`` and ``received_at <= as_of``. A contact
+for which the second condition ever bites (an event that had happened at some instant but was not yet received) is
+swept once per instant over the events known then; all others are swept once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from features.events import DAY_MICROS, HOUR_MICROS, EventColumns
+from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, HUMAN_PPM
+
+if TYPE_CHECKING:
+    from features.views import FeatureView, Stream, ViewSet
+
+MINUTE_MICROS = 60_000_000
+MINUTES_PER_DAY = 1440.0
+
+# What an operation writes. `_values` and `_derive` below give each its meaning.
+COUNT, SUM, MEAN, RECENCY, FIRST_SEEN, DAYS, GAP_MEAN, GAP_STD, OVERDUE, HISTOGRAM = range(10)
+RATE, TREND = range(2)
+
+_IN_WINDOW = {
+    "count": COUNT,
+    "sum": SUM,
+    "mean": MEAN,
+    "recency": RECENCY,
+    "first_seen": FIRST_SEEN,
+    "days": DAYS,
+    "gap_mean": GAP_MEAN,
+    "gap_std": GAP_STD,
+    "overdue": OVERDUE,
+    "hour_histogram": HISTOGRAM,
+}
+_NEEDS_VALUES = {SUM, MEAN}
+_NEEDS_DAYS = {DAYS, GAP_MEAN, GAP_STD, OVERDUE}
+_NEEDS_HOURS = {HISTOGRAM}
+
+#: One bit of a 64-bit mask per stream.
+MAX_STREAMS = 64
+
+
+@dataclass(frozen=True)
+class Program:
+    """A view set as flat arrays: streams → groups (a stream's windows) → operations, and what is derived from them."""
+
+    streams: tuple[Stream, ...]
+    #: Per stream: first group, end of groups, needs values, needs days, needs hours, answers within µs (0: any event).
+    stream_table: npt.NDArray[np.int64]
+    #: Per group: window in µs (-1: everything), first operation, end of operations, has a histogram.
+    group_table: npt.NDArray[np.int64]
+    #: Per operation: code, column, bins. Columns from ``n_columns`` on are kept aside for what is derived.
+    operation_table: npt.NDArray[np.int64]
+    #: Per derived column: code, column, first operand, second operand; and (prior mean, prior strength).
+    derived_table: npt.NDArray[np.int64]
+    derived_priors: npt.NDArray[np.float64]
+    n_columns: int
+    n_hidden: int
+    #: By the names behind an event's codes: which streams an event of that kind is in.
+    tables_of_kinds: dict[tuple[str, ...], tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def kind_tables(self, kinds: tuple[str, ...]) -> tuple[Any, ...]:
+        """Stream bits per kind code (for people, for machines), and whether the kind is a send."""
+        tables = self.tables_of_kinds.get(kinds)
+        if tables is None:
+            human = np.zeros(len(kinds), dtype=np.uint64)
+            machine = np.zeros(len(kinds), dtype=np.uint64)
+            for bit, stream in enumerate(self.streams):
+                for code, kind in enumerate(kinds):
+                    if kind in stream.kinds:
+                        human[code] |= np.uint64(1 << bit)
+                        if not (stream.human_only and kind in (EMAIL_OPENED, EMAIL_CLICKED)):
+                            machine[code] |= np.uint64(1 << bit)
+            tables = (human, machine, np.array([kind == EMAIL_SENT for kind in kinds], dtype=bool))
+            if len(self.tables_of_kinds) >= 256:  # custom names come in endless combinations
+                self.tables_of_kinds.clear()
+            self.tables_of_kinds[kinds] = tables
+        return tables
+
+
+def compile_views(view_set: ViewSet) -> Program:
+    """The arrays that the kernel runs for ``view_set``.
+
+    Raises
+    ------
+    ValueError
+        If the set looks at more than 64 different streams.
+    """
+    operations: dict[tuple[Stream, int, int, int], int] = {}  # (stream, window, code, bins) → column
+    derived: list[tuple[int, int, tuple[Stream, int], tuple[Stream, int], float, float]] = []
+    column = 0
+    for view in view_set.views:
+        for window in view.windows:
+            micros = -1 if window is None else window * DAY_MICROS
+            if view.primitive == "rate":
+                assert view.over is not None
+                derived.append((RATE, column, (view.stream, micros), (view.over, micros), *_prior(view)))
+            elif view.primitive == "trend":
+                derived.append((TREND, column, (view.stream, micros), (view.stream, 2 * micros), 0.0, 0.0))
+            else:
+                bins = view.bins if view.primitive == "hour_histogram" else 1
+                operation = (view.stream, micros, _IN_WINDOW[view.primitive], bins)
+                if operation in operations:
+                    raise ValueError(
+                        f"view {view.name!r} measures what another view of set {view_set.name!r} measures already "
+                        f"({view.primitive} of {view.stream.name!r}, {window} days); remove one"
+                    )
+                operations[operation] = column
+            column += view.bins if view.primitive == "hour_histogram" else 1
+    n_columns = column
+    for _, _, first, second, _, _ in derived:
+        for stream, micros in (first, second):
+            if (stream, micros, COUNT, 1) not in operations:
+                operations[stream, micros, COUNT, 1] = column
+                column += 1
+    streams = tuple(dict.fromkeys(stream for stream, _, _, _ in operations))
+    if len(streams) > MAX_STREAMS:
+        raise ValueError(f"view set {view_set.name!r} looks at {len(streams)} streams; the kernel takes {MAX_STREAMS}")
+    stream_rows: list[list[int]] = []
+    group_rows: list[list[int]] = []
+    operation_rows: list[list[int]] = []
+    for stream in streams:
+        first_group = len(group_rows)
+        codes = {code for of, _, code, _ in operations if of == stream}
+        for micros in sorted({micros for of, micros, _, _ in operations if of == stream}):
+            mine = [(k, out) for k, out in operations.items() if k[0] == stream and k[1] == micros]
+            first_operation = len(operation_rows)
+            operation_rows += [[code, out, bins] for (_, _, code, bins), out in mine]
+            has_histogram = int(any(code in _NEEDS_HOURS for (_, _, code, _), _ in mine))
+            group_rows.append([micros, first_operation, len(operation_rows), has_histogram])
+        stream_rows.append(
+            [
+                first_group,
+                len(group_rows),
+                int(bool(codes & _NEEDS_VALUES)),
+                int(bool(codes & _NEEDS_DAYS)),
+                int(bool(codes & _NEEDS_HOURS)),
+                (stream.answers_within_hours or 0) * HOUR_MICROS,
+            ]
+        )
+    return Program(
+        streams=streams,
+        stream_table=np.array(stream_rows, dtype=np.int64).reshape(-1, 6),
+        group_table=np.array(group_rows, dtype=np.int64).reshape(-1, 4),
+        operation_table=np.array(operation_rows, dtype=np.int64).reshape(-1, 3),
+        derived_table=np.array(
+            [[code, out, operations[*a, COUNT, 1], operations[*b, COUNT, 1]] for code, out, a, b, _, _ in derived],
+            dtype=np.int64,
+        ).reshape(-1, 4),
+        derived_priors=np.array([[mean, strength] for *_, mean, strength in derived], dtype=np.float64).reshape(-1, 2),
+        n_columns=n_columns,
+        n_hidden=column - n_columns,
+    )
+
+
+def _prior(view: FeatureView) -> tuple[float, float]:
+    return view.prior_mean, view.prior_strength
+
+
+def sweep(
+    columns: EventColumns,
+    keys: npt.ArrayLike,
+    as_of: npt.ArrayLike,
+    view_set: ViewSet,
+) -> npt.NDArray[np.float64]:
+    """Vector of every (contact, instant), from the events known at that instant.
+
+    Parameters
+    ----------
+    columns : EventColumns
+        Sorted events, of these contacts and perhaps of others.
+    keys : array_like of int64, shape (n,)
+        ``contact_key`` of each instant, in any order, repeats welcome. Contacts without events get the null rules.
+    as_of : array_like of int64, shape (n,)
+        Microseconds since 1970 UTC.
+    view_set : ViewSet
+
+    Returns
+    -------
+    ndarray of float64, shape (n, n_columns)
+        In the order of ``keys``, columns as ``view_set.names``. The same contact, instant and events give the same
+        bits, whatever else is asked in the call.
+
+    Raises
+    ------
+    ValueError
+        If ``keys`` and ``as_of`` differ in shape or the events are not sorted by contact and time.
+    """
+    program = view_set.program
+    instants = np.ascontiguousarray(as_of, dtype=np.int64)
+    contacts = np.ascontiguousarray(keys, dtype=np.int64)
+    if contacts.ndim != 1 or contacts.shape != instants.shape:
+        raise ValueError(f"keys {contacts.shape} and as_of {instants.shape} must be one-dimensional and of one length")
+    out = np.empty((len(contacts), program.n_columns), dtype=np.float64)
+    if not len(contacts):
+        return out
+    order = _order(contacts, instants)
+    human, machine, is_send = program.kind_tables(columns.kinds)
+    sorted_events = _kernel()(
+        columns.contact_key,
+        columns.occurred_at,
+        columns.received_at,
+        columns.kind,
+        columns.value_minor,
+        columns.hour_of_week,
+        columns.human_ppm,
+        columns.is_repeat,
+        columns.ref,
+        human,
+        machine,
+        is_send,
+        contacts,
+        instants,
+        order,
+        program.stream_table,
+        program.group_table,
+        program.operation_table,
+        program.derived_table,
+        program.derived_priors,
+        program.n_hidden,
+        out,
+    )
+    if not sorted_events:
+        raise ValueError("the events are not sorted by (contact_key, occurred_at); call EventColumns.sorted() first")
+    return out
+
+
+def _order(contacts: npt.NDArray[np.int64], instants: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Positions by (contact, instant)."""
+    n = len(contacts)
+    if n == 1:
+        return np.zeros(1, dtype=np.int64)
+    ahead = contacts[1:] > contacts[:-1]
+    if bool(np.all(ahead | ((contacts[1:] == contacts[:-1]) & (instants[1:] >= instants[:-1])))):
+        return np.arange(n, dtype=np.int64)
+    return np.lexsort((instants, contacts)).astype(np.int64, copy=False)
+
+
+@cache
+def _kernel() -> Any:
+    """The compiled sweep; loaded from Numba's cache in under a second once it was compiled on this machine."""
+
+    def array(of: Any, ndim: int = 1) -> Any:
+        return numba.types.Array(of, ndim, "C", readonly=True)
+
+    t = numba.types
+    signature = t.boolean(
+        array(t.int64),  # contact_key
+        array(t.int64),  # occurred_at
+        array(t.int64),  # received_at
+        array(t.int32),  # kind
+        array(t.int64),  # value_minor
+        array(t.int16),  # hour_of_week
+        array(t.int32),  # human_ppm
+        array(t.boolean),  # is_repeat
+        array(t.int64),  # ref
+        array(t.uint64),  # human
+        array(t.uint64),  # machine
+        array(t.boolean),  # is_send
+        array(t.int64),  # contacts
+        array(t.int64),  # instants
+        array(t.int64),  # order
+        array(t.int64, 2),  # stream_table
+        array(t.int64, 2),  # group_table
+        array(t.int64, 2),  # operation_table
+        array(t.int64, 2),  # derived_table
+        array(t.float64, 2),  # derived_priors
+        t.int64,  # n_hidden
+        t.Array(t.float64, 2, "C"),  # out
+    )
+    return njit(signature, cache=True, nogil=True)(_sweep)
+
+
+def _sweep(
+    contact_key: Any,
+    occurred_at: Any,
+    received_at: Any,
+    kind: Any,
+    value_minor: Any,
+    hour_of_week: Any,
+    human_ppm: Any,
+    is_repeat: Any,
+    ref: Any,
+    human: Any,
+    machine: Any,
+    is_send: Any,
+    contacts: Any,
+    instants: Any,
+    order: Any,
+    stream_table: Any,
+    group_table: Any,
+    operation_table: Any,
+    derived_table: Any,
+    derived_priors: Any,
+    n_hidden: int,
+    out: Any,
+) -> bool:
+    n_events = len(contact_key)
+    n_instants = len(contacts)
+    any_answers = False
+    for s in range(len(stream_table)):
+        any_answers = any_answers or stream_table[s, 5] > 0
+    capacity = 256
+    mask = np.empty(capacity, np.uint64)
+    send_hour = np.empty(capacity, np.int16)
+    k_time = np.empty(capacity, np.int64)
+    k_kind = np.empty(capacity, np.int32)
+    k_value = np.empty(capacity, np.int64)
+    k_hour = np.empty(capacity, np.int16)
+    k_human = np.empty(capacity, np.int32)
+    k_repeat = np.empty(capacity, np.bool_)
+    k_ref = np.empty(capacity, np.int64)
+    scratch = np.empty((6, capacity + 1), np.int64)
+    histogram = np.zeros(24, np.int64)
+    asked = 16
+    ends = np.empty(asked, np.int64)
+    rows = np.empty(asked, np.int64)
+    hidden = np.empty((asked, n_hidden), np.float64)
+
+    begin = 0
+    first = 0
+    while first < n_instants:
+        key = contacts[order[first]]
+        last = first + 1
+        while last < n_instants and contacts[order[last]] == key:
+            last += 1
+        n_asked = last - first
+        if n_asked > asked:
+            asked = 2 * n_asked
+            ends = np.empty(asked, np.int64)
+            rows = np.empty(asked, np.int64)
+            hidden = np.empty((asked, n_hidden), np.float64)
+        for k in range(n_asked):
+            rows[k] = order[first + k]
+            ends[k] = instants[rows[k]]
+
+        begin = _seek(contact_key, begin, key)
+        end = begin
+        late = False
+        p = 0
+        while end < n_events and contact_key[end] == key:
+            at = occurred_at[end]
+            if end > begin and at < occurred_at[end - 1]:
+                return False
+            while p < n_asked and ends[p] <= at:
+                p += 1
+            if p < n_asked and received_at[end] > ends[p]:
+                late = True
+            end += 1
+        if end < n_events and contact_key[end] < key:
+            return False
+        n = end - begin
+        if n > capacity:
+            capacity = 2 * n
+            mask = np.empty(capacity, np.uint64)
+            send_hour = np.empty(capacity, np.int16)
+            k_time = np.empty(capacity, np.int64)
+            k_kind = np.empty(capacity, np.int32)
+            k_value = np.empty(capacity, np.int64)
+            k_hour = np.empty(capacity, np.int16)
+            k_human = np.empty(capacity, np.int32)
+            k_repeat = np.empty(capacity, np.bool_)
+            k_ref = np.empty(capacity, np.int64)
+            scratch = np.empty((6, capacity + 1), np.int64)
+
+        if not late:
+            _assign(
+                occurred_at[begin:end], kind[begin:end], hour_of_week[begin:end], human_ppm[begin:end],
+                is_repeat[begin:end], ref[begin:end], human, machine, is_send, stream_table, any_answers,
+                mask, send_hour,
+            )  # fmt: skip
+            _values(
+                occurred_at[begin:end], value_minor[begin:end], hour_of_week[begin:end], mask, send_hour,
+                ends[:n_asked], rows[:n_asked], stream_table, group_table, operation_table, scratch, histogram,
+                out, hidden,
+            )  # fmt: skip
+            _derive(rows[:n_asked], derived_table, derived_priors, out, hidden)
+        else:
+            for k in range(n_asked):
+                m = 0
+                for i in range(begin, end):
+                    if occurred_at[i] < ends[k] and received_at[i] <= ends[k]:
+                        k_time[m] = occurred_at[i]
+                        k_kind[m] = kind[i]
+                        k_value[m] = value_minor[i]
+                        k_hour[m] = hour_of_week[i]
+                        k_human[m] = human_ppm[i]
+                        k_repeat[m] = is_repeat[i]
+                        k_ref[m] = ref[i]
+                        m += 1
+                _assign(
+                    k_time[:m], k_kind[:m], k_hour[:m], k_human[:m], k_repeat[:m], k_ref[:m],
+                    human, machine, is_send, stream_table, any_answers, mask, send_hour,
+                )  # fmt: skip
+                _values(
+                    k_time[:m], k_value[:m], k_hour[:m], mask, send_hour, ends[k : k + 1], rows[k : k + 1],
+                    stream_table, group_table, operation_table, scratch, histogram, out, hidden,
+                )  # fmt: skip
+                _derive(rows[k : k + 1], derived_table, derived_priors, out, hidden)
+        begin = end
+        first = last
+    return True
+
+
+@njit(nogil=True)
+def _seek(keys: Any, start: int, key: int) -> int:
+    """First position from ``start`` on whose key is at least ``key``: doubling steps, then bisection."""
+    n = len(keys)
+    step = 1
+    low = start
+    high = start
+    while high < n and keys[high] < key:
+        low = high + 1
+        high += step
+        step *= 2
+    if high > n:
+        high = n
+    while low < high:
+        middle = (low + high) // 2
+        if keys[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True)
+def _assign(
+    time: Any,
+    kind: Any,
+    hour: Any,
+    human_ppm: Any,
+    is_repeat: Any,
+    ref: Any,
+    human: Any,
+    machine: Any,
+    is_send: Any,
+    stream_table: Any,
+    any_answers: bool,
+    mask: Any,
+    send_hour: Any,
+) -> None:
+    """Which streams each event is in, as bits of ``mask``; and, for answers, the hour of the send they answer."""
+    n = len(time)
+    for i in range(n):
+        if human_ppm[i] >= HUMAN_PPM and not is_repeat[i]:
+            mask[i] = human[kind[i]]
+        else:
+            mask[i] = machine[kind[i]]
+    if not any_answers:
+        return
+    for s in range(len(stream_table)):
+        within = stream_table[s, 5]
+        if within == 0:
+            continue
+        bit = np.uint64(1) << np.uint64(s)
+        for i in range(n - 1, -1, -1):  # backwards: an earlier event's bit still says "in the stream" when it is asked
+            if not mask[i] & bit:
+                continue
+            answers = False
+            if ref[i] != 0:
+                j = i - 1
+                while j >= 0 and time[j] >= time[i] - within:
+                    if ref[j] == ref[i]:
+                        if is_send[kind[j]]:
+                            answers = True
+                            send_hour[i] = hour[j]
+                            break
+                        if mask[j] & bit:
+                            break
+                    j -= 1
+            if not answers:
+                mask[i] &= ~bit
+
+
+@njit(nogil=True)
+def _values(
+    time: Any,
+    value: Any,
+    hour: Any,
+    mask: Any,
+    send_hour: Any,
+    ends: Any,
+    rows: Any,
+    stream_table: Any,
+    group_table: Any,
+    operation_table: Any,
+    scratch: Any,
+    histogram: Any,
+    out: Any,
+    hidden: Any,
+) -> None:
+    """Every operation of every stream at the ascending instants ``ends``, written to ``out`` (or kept aside)."""
+    n_all = len(time)
+    n_columns = out.shape[1]
+    times = scratch[0]
+    sums = scratch[1]
+    hours = scratch[2]
+    ordinal = scratch[3]  # of the event's UTC day among the stream's days with an event
+    starts = scratch[4]  # minute of the first event of each such day
+    squares = scratch[5]  # prefix sums of the squared minutes between those
+    for s in range(len(stream_table)):
+        bit = np.uint64(1) << np.uint64(s)
+        with_values = stream_table[s, 2] != 0
+        with_days = stream_table[s, 3] != 0
+        with_hours = stream_table[s, 4] != 0
+        answers = stream_table[s, 5] != 0
+        n = 0
+        n_days = 0
+        day = np.int64(-1)
+        sums[0] = 0
+        for i in range(n_all):
+            if not mask[i] & bit:
+                continue
+            at = time[i]
+            times[n] = at
+            if with_values:
+                sums[n + 1] = sums[n] + value[i]
+            if with_hours:
+                hours[n] = (send_hour[i] if answers else hour[i]) % 24
+            if with_days:
+                if n == 0 or at // DAY_MICROS != day:
+                    day = at // DAY_MICROS
+                    starts[n_days] = at // MINUTE_MICROS
+                    if n_days == 0:
+                        squares[0] = 0
+                    else:
+                        gap = starts[n_days] - starts[n_days - 1]
+                        squares[n_days] = squares[n_days - 1] + gap * gap
+                    n_days += 1
+                ordinal[n] = n_days - 1
+            n += 1
+        for g in range(stream_table[s, 0], stream_table[s, 1]):
+            window = group_table[g, 0]
+            with_histogram = group_table[g, 3] != 0
+            if with_histogram:
+                histogram[:] = 0
+            lo = 0
+            hi = 0
+            for k in range(len(ends)):
+                end = ends[k]
+                while hi < n and times[hi] < end:
+                    if with_histogram:
+                        histogram[hours[hi]] += 1
+                    hi += 1
+                if window >= 0:
+                    start = end - window
+                    while lo < hi and times[lo] < start:
+                        if with_histogram:
+                            histogram[hours[lo]] -= 1
+                        lo += 1
+                count = hi - lo
+                row = rows[k]
+                for o in range(group_table[g, 1], group_table[g, 2]):
+                    code = operation_table[o, 0]
+                    column = operation_table[o, 1]
+                    result = np.nan
+                    if code == COUNT:
+                        result = float(count)
+                    elif code == SUM:
+                        result = float(sums[hi] - sums[lo])
+                    elif code == MEAN:
+                        if count > 0:
+                            result = float(sums[hi] - sums[lo]) / count
+                    elif code == RECENCY:
+                        if count > 0:
+                            result = (end - times[hi - 1]) / DAY_MICROS
+                    elif code == FIRST_SEEN:
+                        if count > 0:
+                            result = (end - times[lo]) / DAY_MICROS
+                    elif code == DAYS:
+                        result = float(ordinal[hi - 1] - ordinal[lo] + 1) if count > 0 else 0.0
+                    elif code == HISTOGRAM:
+                        bins = operation_table[o, 2]
+                        width = 24 // bins
+                        for b in range(bins):
+                            total = 0
+                            for h in range(b * width, (b + 1) * width):
+                                total += histogram[h]
+                            out[row, column + b] = float(total)
+                        continue
+                    elif count > 0 and ordinal[hi - 1] > ordinal[lo]:  # gaps: at least two days
+                        a = ordinal[lo]
+                        z = ordinal[hi - 1]
+                        n_gaps = z - a
+                        # The window may begin within day a: its first event there opens the first gap.
+                        opened = times[lo] // MINUTE_MICROS
+                        total = starts[z] - opened
+                        if code == GAP_MEAN:
+                            result = total / MINUTES_PER_DAY / n_gaps
+                        elif code == OVERDUE:
+                            usual = total / MINUTES_PER_DAY / n_gaps
+                            result = (end - times[hi - 1]) / DAY_MICROS / usual
+                        elif code == GAP_STD and n_gaps > 1:
+                            gap = starts[a + 1] - opened
+                            square = gap * gap + squares[z] - squares[a + 1]
+                            result = np.sqrt((n_gaps * square - total * total) / (n_gaps * (n_gaps - 1)))
+                            result /= MINUTES_PER_DAY
+                    if column < n_columns:
+                        out[row, column] = result
+                    else:
+                        hidden[k, column - n_columns] = result
+
+
+@njit(nogil=True)
+def _derive(rows: Any, derived_table: Any, derived_priors: Any, out: Any, hidden: Any) -> None:
+    """What is computed from counts: rates drawn to their prior, and trends."""
+    n_columns = out.shape[1]
+    for k in range(len(rows)):
+        row = rows[k]
+        for d in range(len(derived_table)):
+            x = derived_table[d, 2]
+            y = derived_table[d, 3]
+            a = out[row, x] if x < n_columns else hidden[k, x - n_columns]
+            b = out[row, y] if y < n_columns else hidden[k, y - n_columns]
+            if derived_table[d, 0] == RATE:
+                strength = derived_priors[d, 1]
+                out[row, derived_table[d, 1]] = (a + derived_priors[d, 0] * strength) / (b + strength)
+            else:  # TREND: y counts both windows, so the one before holds b - a
+                out[row, derived_table[d, 1]] = a - (b - a)
