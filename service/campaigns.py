@@ -115,7 +115,7 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str
             select(ExperimentRow.experiment_id, ExperimentRow.slot).where(
                 ExperimentRow.experiment_id.in_(new.experiments)
             )
-        ).tuples()
+        ).all()
     )
     for experiment_id in new.experiments:
         if experiment_id not in slots:
@@ -209,7 +209,7 @@ def campaign_report(session: Session, campaign_id: str, *, now: datetime) -> dic
     states.update(
         session.execute(
             select(SendRow.state, func.count()).where(SendRow.campaign_id == campaign_id).group_by(SendRow.state)
-        ).tuples()
+        ).all()
     )
     return {
         "campaign_id": campaign_id,

@@ -190,7 +190,7 @@ def decide(session: Session, *, now: datetime, look_ahead: timedelta, limit: int
     experiments_of = dict(
         session.execute(
             select(CampaignRow.campaign_id, CampaignRow.experiments).where(CampaignRow.campaign_id.in_(campaign_ids))
-        ).tuples()
+        ).all()
     )
     asked = {experiment_id for ids in experiments_of.values() for experiment_id in ids}
     drawn: list[Decisions] = []
@@ -286,7 +286,7 @@ def replay(session: Session, decision_ids: Sequence[str]) -> tuple[Replay, ...]:
             .join(SnapshotRow, SnapshotRow.snapshot_id == DecisionRow.snapshot_id)
             .join(ExperimentRow, ExperimentRow.experiment_id == DecisionRow.experiment_id)
             .where(DecisionRow.decision_id.in_(chunk))
-        ).tuples()
+        )
         found = {row[0].decision_id: row for row in rows}
         for decision_id in chunk:
             if decision_id not in found:

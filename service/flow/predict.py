@@ -129,7 +129,7 @@ def _reference(session: Session, models: Sequence[str]) -> dict[str, list[float]
     rows = session.execute(
         select(ServingModelRow.name, ServingModelRow.quantiles).where(ServingModelRow.name.in_(models))
     )
-    return {name: quantiles for name, quantiles in rows.tuples() if quantiles}
+    return {name: quantiles for name, quantiles in rows if quantiles}
 
 
 def _score(

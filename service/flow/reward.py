@@ -222,7 +222,7 @@ class _Fold:
             (DecisionRow.decision_id, decision_ids),
         ):
             for start in range(0, len(wanted), CHUNK):
-                rows = self.session.execute(query.where(column.in_(wanted[start : start + CHUNK]))).tuples()
+                rows = self.session.execute(query.where(column.in_(wanted[start : start + CHUNK])))
                 for decision, reward, window_hours, finished_at in rows:
                     yield _Shown(
                         decision.decision_id,
@@ -258,7 +258,7 @@ class _Fold:
             query = select(RewardRow.decision_id, RewardRow.kind).where(
                 RewardRow.decision_id.in_(ids[start : start + CHUNK])
             )
-            kept.update(self.session.execute(query).tuples())
+            kept.update(self.session.execute(query).all())
         rows: list[dict[str, Any]] = []
         for shown, kind, value, event in inside:
             if (shown.decision_id, kind) in kept:
@@ -312,7 +312,7 @@ def _snapshots(session: Session, changed: set[str], log_seq: int, now: datetime,
     newest = dict(
         session.execute(
             select(SnapshotRow.experiment_id, func.max(SnapshotRow.snapshot_no)).group_by(SnapshotRow.experiment_id)
-        ).tuples()
+        ).all()
     )
     taken = 0
     running = session.scalars(select(ExperimentRow).where(ExperimentRow.status == "running")).all()

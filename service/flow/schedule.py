@@ -233,7 +233,7 @@ def _timezones(session: Session, contact_keys: np.ndarray, default: str) -> np.n
     for start in range(0, len(contact_keys), CHUNK):
         chunk = contact_keys[start : start + CHUNK].tolist()
         query = select(ContactRow.contact_key, ContactRow.timezone).where(ContactRow.contact_key.in_(chunk))
-        known.update(session.execute(query).tuples())
+        known.update(session.execute(query).all())
     return np.array([known.get(key) or default for key in contact_keys.tolist()], dtype=object)
 
 
