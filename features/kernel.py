@@ -324,7 +324,7 @@ def _sweep(
     k_human = np.empty(capacity, np.int32)
     k_repeat = np.empty(capacity, np.bool_)
     k_ref = np.empty(capacity, np.int64)
-    scratch = np.empty((6, capacity + 1), np.int64)
+    scratch = np.empty((7, capacity + 1), np.int64)
     histogram = np.zeros(24, np.int64)
     asked = 16
     ends = np.empty(asked, np.int64)
@@ -375,7 +375,7 @@ def _sweep(
             k_human = np.empty(capacity, np.int32)
             k_repeat = np.empty(capacity, np.bool_)
             k_ref = np.empty(capacity, np.int64)
-            scratch = np.empty((6, capacity + 1), np.int64)
+            scratch = np.empty((7, capacity + 1), np.int64)
 
         if not late:
             _assign(
@@ -513,6 +513,7 @@ def _values(
     ordinal = scratch[3]  # of the event's UTC day among the stream's days with an event
     starts = scratch[4]  # minute of the first event of each such day
     squares = scratch[5]  # prefix sums of the squared minutes between those
+    chosen = scratch[6]  # positions of the stream's events
     for s in range(len(stream_table)):
         bit = np.uint64(1) << np.uint64(s)
         with_values = stream_table[s, 2] != 0
@@ -520,30 +521,30 @@ def _values(
         with_hours = stream_table[s, 4] != 0
         answers = stream_table[s, 5] != 0
         n = 0
-        n_days = 0
-        day = np.int64(-1)
-        sums[0] = 0
-        for i in range(n_all):
-            if not mask[i] & bit:
-                continue
-            at = time[i]
-            times[n] = at
-            if with_values:
-                sums[n + 1] = sums[n] + value[i]
-            if with_hours:
-                hours[n] = (send_hour[i] if answers else hour[i]) % 24
-            if with_days:
-                if n == 0 or at // DAY_MICROS != day:
-                    day = at // DAY_MICROS
-                    starts[n_days] = at // MINUTE_MICROS
-                    if n_days == 0:
-                        squares[0] = 0
-                    else:
+        for i in range(n_all):  # without a branch: an event outside the stream is overwritten by the next
+            chosen[n] = i
+            times[n] = time[i]
+            n += (mask[i] & bit) != 0
+        if with_values:
+            sums[0] = 0
+            for i in range(n):
+                sums[i + 1] = sums[i] + value[chosen[i]]
+        if with_hours:
+            for i in range(n):
+                hours[i] = (send_hour[chosen[i]] if answers else hour[chosen[i]]) % 24
+        if with_days:
+            n_days = 0
+            day = np.int64(-1)
+            squares[0] = 0
+            for i in range(n):
+                if times[i] // DAY_MICROS != day:
+                    day = times[i] // DAY_MICROS
+                    starts[n_days] = times[i] // MINUTE_MICROS
+                    if n_days > 0:
                         gap = starts[n_days] - starts[n_days - 1]
                         squares[n_days] = squares[n_days - 1] + gap * gap
                     n_days += 1
-                ordinal[n] = n_days - 1
-            n += 1
+                ordinal[i] = n_days - 1
         for g in range(stream_table[s, 0], stream_table[s, 1]):
             window = group_table[g, 0]
             with_histogram = group_table[g, 3] != 0
