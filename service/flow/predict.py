@@ -14,7 +14,7 @@ from features.online import online_features
 from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS, ViewSet
 from service.tables import ServingModelRow
 from training.explain import Reason
-from training.serving import Serving
+from training.serving import ServedHours, ServedOutcome, Serving
 
 MODELS = ("churn", "conversion", "send_hour")
 
@@ -77,10 +77,10 @@ class Predictions:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def refresh_serving(session: Session, serving: Serving) -> None:
+def refresh_serving(session: Session, serving: Serving, *, now: datetime, wait: bool = False) -> None:
     """Let ``serving`` load the versions that the database names; what cannot be loaded leaves the old one in place."""
     rows = session.scalars(select(ServingModelRow)).all()
-    serving.refresh({row.name: (row.version, row.path) for row in rows})
+    serving.refresh({row.name: (row.version, row.path) for row in rows}, now=now, wait=wait)
 
 
 def predict(
@@ -94,33 +94,33 @@ def predict(
 ) -> Predictions:
     """Live predictions of ``models`` for each contact, from its events known at ``as_of``."""
     keys = np.asarray(contact_keys, dtype=np.int64)
-    missing = {
-        name: f"no {name} model serves yet; run `kairos train {name}`" for name in models if serving.get(name) is None
-    }
-    plain = [name for name in models if name not in missing and name != "send_hour"]
+    loaded = {name: model for name in models if (model := serving.get(name)) is not None}
+    missing = {name: f"no {name} model serves yet; run `kairos train {name}`" for name in models if name not in loaded}
+    outcomes = {name: model for name, model in loaded.items() if isinstance(model, ServedOutcome)}
     scored: dict[str, ScoredModel] = {}
-    if plain:
+    if outcomes:
         vectors = _vectors(session, keys, as_of, DEFAULT_VIEWS)
-        reference = _reference(session, plain)
-        for name in plain:
-            scored[name] = _score(serving, name, vectors, reference.get(name), with_reasons)
+        reference = _reference(session, list(outcomes))
+        for name, model in outcomes.items():
+            scored[name] = _score(model, vectors, reference.get(name), with_reasons)
     hours = None
-    if "send_hour" in models and "send_hour" not in missing:
-        model = serving.get("send_hour")
+    by_hour = loaded.get("send_hour")
+    if isinstance(by_hour, ServedHours):
         vectors = _vectors(session, keys, as_of, SEND_HOUR_VIEWS)
         hours = Hours(
-            version=model.version,
-            rung=model.rung,
-            probabilities=model.predict_hours(vectors),
-            level=tuple(model.levels(vectors)),
-            is_usable=np.full(len(keys), model.hour_effect, dtype=bool),
+            version=by_hour.version,
+            rung=by_hour.rung,
+            probabilities=by_hour.predict_hours(vectors),
+            level=tuple(by_hour.levels(vectors)),
+            is_usable=np.full(len(keys), by_hour.hour_effect, dtype=bool),
         )
     return Predictions(keys, as_of, scored, hours, missing)
 
 
 def _vectors(session: Session, keys: np.ndarray, as_of: datetime, views: ViewSet) -> np.ndarray:
     parts = [
-        online_features(session, keys[start : start + CHUNK], as_of, views) for start in range(0, len(keys), CHUNK)
+        online_features(session, keys[start : start + CHUNK].tolist(), as_of, views)
+        for start in range(0, len(keys), CHUNK)
     ]
     return np.concatenate(parts) if parts else np.empty((0, len(views.names)))
 
@@ -132,21 +132,18 @@ def _reference(session: Session, models: Sequence[str]) -> dict[str, list[float]
     return {name: quantiles for name, quantiles in rows if quantiles}
 
 
-def _score(
-    serving: Serving, name: str, vectors: np.ndarray, quantiles: list[float] | None, with_reasons: bool
-) -> ScoredModel:
-    model = serving.get(name)
-    why = tuple(model.why_not(vectors))
-    applies = np.array([reason is None for reason in why], dtype=bool)
+def _score(model: ServedOutcome, vectors: np.ndarray, quantiles: list[float] | None, with_reasons: bool) -> ScoredModel:
+    applies = model.contains(vectors)
+    outside = f"{model.name} is asked about {model.card.population.says}; this contact is not among them"
     probability = np.full(len(vectors), np.nan)
+    percentile = np.full(len(vectors), np.nan)
     reasons: list[tuple[Reason, ...]] = [()] * len(vectors)
     if applies.any():
         probability[applies] = model.predict(vectors[applies])
+        if quantiles:
+            percentile[applies] = np.interp(probability[applies], quantiles, np.linspace(0.0, 1.0, len(quantiles)))
         if with_reasons:
             for row, found in zip(np.flatnonzero(applies), model.reasons(vectors[applies]), strict=True):
                 reasons[row] = tuple(found)
-    percentile = np.full(len(vectors), np.nan)
-    if quantiles:
-        grid = np.linspace(0.0, 1.0, len(quantiles))
-        percentile[applies] = np.interp(probability[applies], quantiles, grid)
-    return ScoredModel(name, model.version, model.rung, probability, percentile, why, tuple(reasons))
+    why = tuple(None if inside else outside for inside in applies)
+    return ScoredModel(model.name, model.version, model.rung, probability, percentile, why, tuple(reasons))

@@ -265,6 +265,8 @@ def hashed_draws(
     names = occurrences.tolist() if isinstance(occurrences, np.ndarray) else list(occurrences)
     if keys.shape != (len(names),):
         raise ValueError(f"{keys.shape} contact keys and {len(names)} occurrences; give one occurrence a contact")
+    if not names:
+        return np.empty(0)
     digest = blake2b(digest_size=8)
     for part in (salt.encode(), snapshot_id.encode()):
         digest.update(len(part).to_bytes(8, "little") + part)
