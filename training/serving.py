@@ -1,0 +1,431 @@
+"""Which model answers now: versions loaded from plain files, checked, swapped in the background; no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.views import VIEW_SETS, ViewSet
+from training.calibration import Calibration
+from training.estimators import RUNGS, Estimator
+from training.explain import Reason, reasons
+from training.send_hour import SendHourModel
+
+Array = NDArray[np.float64]
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+#: Rows kept beside a model with the outputs it gave when it was written, and how far a loaded model may be from them.
+GOLDEN_ROWS = 8
+GOLDEN_TOLERANCE = 1e-9
+MODEL_FILE, VIEWS_FILE, CALIBRATION_FILE = "model.json", "view_set.json", "calibration.json"
+GOLDEN_FILE, CHECKSUMS_FILE = "golden.json", "checksums.json"
+
+
+class BrokenModel(ValueError):  # noqa: N818
+    """A model's folder cannot be trusted or does not fit this installation."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Whom a model may be asked about, as bounds on columns of the vector; a missing value meets no bound.
+
+    A contact belongs to it when every bound of at least one alternative holds.
+    """
+
+    #: Alternatives, each a list of (column, least, most); None is no bound.
+    alternatives: tuple[tuple[tuple[str, float | None, float | None], ...], ...]
+    #: What the population is, for people; said to those outside it.
+    says: str
+
+    def contains(self, X: Array, names: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Mask of the vectors of shape (n, p) that belong to the population."""
+        column = {name: i for i, name in enumerate(names)}
+        inside = np.zeros(len(X), dtype=bool)
+        for bounds in self.alternatives:
+            meets = np.ones(len(X), dtype=bool)
+            for name, least, most in bounds:
+                values = X[:, column[name]]
+                meets &= np.isfinite(values)
+                meets &= values >= (-np.inf if least is None else least)
+                meets &= values <= (np.inf if most is None else most)
+            inside |= meets
+        return inside
+
+
+#: Everyone there is a vector of.
+EVERYONE = Population(alternatives=((),), says="every contact")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a version says of itself: the content of ``model.json``."""
+
+    name: str
+    kind: Literal["outcome", "send_hour"]
+    rung: str
+    #: Why this rung serves.
+    reason: str
+    #: Name and version of the view set.
+    view_set: str
+    view_set_version: str
+    #: Days the outcome is awaited; None for ``send_hour``.
+    horizon_days: int | None
+    #: What a probability of 1 would mean.
+    outcome: str
+    #: Instant up to which the log was used, ISO 8601.
+    as_of: str
+    created_at: str
+    metrics: dict[str, float | None]
+    population: Population = EVERYONE
+    version: int = 0
+    format: int = FORMAT
+
+
+class ServedModel(Protocol):
+    """A loaded version, as the service sees it."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the version says of itself."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Version in the registry."""
+        ...
+
+    @property
+    def rung(self) -> str:
+        """Rung of the ladder that serves."""
+        ...
+
+    @property
+    def view_set(self) -> ViewSet:
+        """Views whose vectors it takes, by name and version."""
+        ...
+
+    def predict(self, X: Array) -> Array:
+        """Probabilities, shape (n,), of vectors of shape (n, p)."""
+        ...
+
+    def contains(self, X: Array) -> NDArray[np.bool_]:
+        """Mask of the contacts that the model may be asked about."""
+        ...
+
+    def reasons(self, X: Array) -> list[list[Reason]]:
+        """Up to three reasons up and three down for each row."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Served:
+    card: ModelCard
+    view_set: ViewSet
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.card.name
+
+    @property
+    def version(self) -> int:
+        """Version in the registry; 0 before it was registered."""
+        return self.card.version
+
+    @property
+    def rung(self) -> str:
+        """Rung of the ladder that serves."""
+        return self.card.rung
+
+    def contains(self, X: Array) -> NDArray[np.bool_]:
+        """Mask of the contacts that the model may be asked about."""
+        return self.card.population.contains(np.asarray(X, dtype=np.float64), self.view_set.names)
+
+    def _checked(self, X: Array) -> Array:
+        X = np.asarray(X, dtype=np.float64)
+        if X.ndim != 2 or X.shape[1] != len(self.view_set.names):
+            raise ValueError(f"vectors have shape {X.shape}; {self.name!r} takes (n, {len(self.view_set.names)})")
+        return X
+
+
+@dataclass(frozen=True)
+class ServedOutcome(_Served):
+    """A model of a yes-or-no outcome: churn, conversion."""
+
+    estimator: Estimator
+    calibration: Calibration
+
+    def predict(self, X: Array) -> Array:
+        """Probability of the outcome, shape (n,)."""
+        return self.calibration.apply(self.estimator.log_odds(self._checked(X)))
+
+    def reasons(self, X: Array) -> list[list[Reason]]:
+        """Up to three reasons up and three down for each row."""
+        return reasons(self.estimator, self._checked(X), self.view_set)
+
+
+@dataclass(frozen=True)
+class ServedHours(_Served):
+    """The send-hour model."""
+
+    model: SendHourModel
+
+    @property
+    def hour_effect(self) -> bool:
+        """False where hours do not provably differ: no hour is then called best."""
+        return self.model.hour_effect
+
+    def predict_hours(self, X: Array) -> Array:
+        """P(human click or open within 24 h | sent at local hour h), shape (n, 24)."""
+        return self.model.predict_hours(self._checked(X))
+
+    def predict(self, X: Array) -> Array:
+        """The same at each contact's best hour, shape (n,)."""
+        return self.model.predict(self._checked(X))
+
+    def levels(self, X: Array) -> list[str]:
+        """``contact`` where the curve is a contact's own, else ``global``."""
+        return self.model.levels(self._checked(X))
+
+    def reasons(self, X: Array) -> list[list[Reason]]:
+        """No reasons: the curve itself is what there is to show."""
+        return [[] for _ in range(len(X))]
+
+
+def _outputs(model: ServedModel, X: Array) -> Array:
+    return model.predict_hours(X) if isinstance(model, ServedHours) else model.predict(X)
+
+
+def write_model(
+    folder: Path,
+    card: ModelCard,
+    views: ViewSet,
+    learned: Estimator | SendHourModel,
+    calibration: Calibration | None,
+    X: Array,
+) -> None:
+    """Everything that serves a version, as plain files in ``folder``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it does not exist.
+    learned : Estimator or SendHourModel
+        What was fitted.
+    calibration : Calibration, optional
+        None for ``send_hour``.
+    X : ndarray, shape (n, p)
+        Vectors of which a few become the golden rows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    learned.save(folder)
+    (folder / MODEL_FILE).write_text(_dumped(asdict(card)))
+    (folder / VIEWS_FILE).write_text(
+        _dumped({"name": views.name, "version": views.version, "columns": views.describe()})
+    )
+    if calibration is not None:
+        (folder / CALIBRATION_FILE).write_text(_dumped(asdict(calibration)))
+    golden = np.asarray(X, dtype=np.float64)[np.linspace(0, len(X) - 1, min(GOLDEN_ROWS, len(X))).astype(int)]
+    outputs = _outputs(_assemble(folder, card, views), golden)
+    rows = [[value if math.isfinite(value) else None for value in row] for row in golden.tolist()]
+    (folder / GOLDEN_FILE).write_text(_dumped({"X": rows, "outputs": outputs.tolist()}))
+    _write_checksums(folder)
+
+
+def stamp_version(folder: Path, version: int) -> None:
+    """Write the registry's version into ``model.json`` and renew the checksums."""
+    card = json.loads((folder / MODEL_FILE).read_text())
+    (folder / MODEL_FILE).write_text(_dumped({**card, "version": version}))
+    _write_checksums(folder)
+
+
+def read_card(folder: Path) -> ModelCard:
+    """What the version in ``folder`` says of itself; nothing is verified."""
+    content = json.loads((Path(folder) / MODEL_FILE).read_text())
+    population = content["population"]
+    alternatives = tuple(tuple((n, a, b) for n, a, b in bounds) for bounds in population["alternatives"])
+    return ModelCard(**{**content, "population": Population(alternatives, population["says"])})
+
+
+def load_model(folder: Path) -> ServedOutcome | ServedHours:
+    """The model in ``folder``, after its checksums, its view set and its golden rows were found right.
+
+    Raises
+    ------
+    BrokenModel
+        If a file is missing, was altered, belongs to another view set than this installation declares, or the model
+        no longer gives the outputs it gave when it was written.
+    """
+    folder = Path(folder)
+    try:
+        checksums: dict[str, str] = json.loads((folder / CHECKSUMS_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise BrokenModel(f"{folder} is no model folder ({error}); train the model again") from error
+    for name, expected in checksums.items():
+        path = folder / name
+        if not path.is_file():
+            raise BrokenModel(f"{path} is missing; restore it or train the model again")
+        if _sha256(path) != expected:
+            raise BrokenModel(
+                f"{path} was altered: its SHA-256 is not the one in {CHECKSUMS_FILE}; restore it or train again"
+            )
+    if not {MODEL_FILE, VIEWS_FILE, GOLDEN_FILE} <= checksums.keys():
+        raise BrokenModel(
+            f"{folder / CHECKSUMS_FILE} does not vouch for {MODEL_FILE}, {VIEWS_FILE} and {GOLDEN_FILE}; train again"
+        )
+    card = read_card(folder)
+    if card.format != FORMAT:
+        raise BrokenModel(
+            f"{folder} is written in format {card.format}, this version reads format {FORMAT}; train the model again"
+        )
+    views = VIEW_SETS.get(card.view_set)
+    if views is None or views.version != card.view_set_version:
+        declared = "none of that name" if views is None else f"version {views.version}"
+        raise BrokenModel(
+            f"{card.name} {card.version} was trained on view set {card.view_set!r} version {card.view_set_version}, "
+            f"this installation declares {declared}; run `kairos train {card.name}` or restore features/views.py"
+        )
+    model = _assemble(folder, card, views)
+    golden = json.loads((folder / GOLDEN_FILE).read_text())
+    X = np.array([[math.nan if value is None else value for value in row] for row in golden["X"]], dtype=np.float64)
+    distance = np.abs(_outputs(model, X) - np.array(golden["outputs"], dtype=np.float64)).max(initial=0.0)
+    if not distance <= GOLDEN_TOLERANCE:
+        raise BrokenModel(
+            f"{card.name} {card.version} gives its golden rows other outputs than when it was written (by "
+            f"{distance:.2g}, at most {GOLDEN_TOLERANCE:g} is allowed); train it again with this machine's libraries"
+        )
+    return model
+
+
+def _assemble(folder: Path, card: ModelCard, views: ViewSet) -> ServedOutcome | ServedHours:
+    if card.kind == "send_hour":
+        return ServedHours(card, views, SendHourModel.load(folder))
+    calibration = Calibration(**json.loads((folder / CALIBRATION_FILE).read_text()))
+    return ServedOutcome(card, views, RUNGS[card.rung].load(folder), calibration)
+
+
+def _dumped(content: object) -> str:
+    return json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON has no word for."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_checksums(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS_FILE)
+    (folder / CHECKSUMS_FILE).write_text(_dumped({name: _sha256(folder / name) for name in names}))
+
+
+@dataclass
+class Serving:
+    """The champions in memory, by name.
+
+    ``refresh`` compares what is loaded with what should serve and loads the difference in a background thread; a
+    request keeps the model it took. A version that does not load leaves the one before it in place and is tried again
+    only when the wanted version changes or a minute has passed.
+    """
+
+    retry_seconds: float = 60.0
+    _models: dict[str, ServedOutcome | ServedHours] = field(default_factory=dict)
+    _places: dict[str, tuple[int, str]] = field(default_factory=dict)
+    _failed: dict[str, tuple[int, str, datetime]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _loading: threading.Thread | None = None
+
+    def get(self, name: str) -> ServedOutcome | ServedHours | None:
+        """The loaded champion of ``name``; None if there is none."""
+        return self._models.get(name)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Loaded version of each model."""
+        return {name: model.version for name, model in dict(self._models).items()}
+
+    def refresh(self, wanted: Mapping[str, tuple[int, str | Path]], *, now: datetime, wait: bool = False) -> None:
+        """Bring what is loaded to ``wanted``: for each name its version and folder.
+
+        Parameters
+        ----------
+        wanted : mapping
+            A name that is missing here is dropped.
+        now : datetime
+            For the pause before a failed version is tried again.
+        wait : bool
+            Return when all is loaded, instead of at once.
+        """
+        places = {name: (int(version), str(folder)) for name, (version, folder) in wanted.items()}
+        with self._lock:
+            for name in [name for name in self._models if name not in places]:
+                del self._models[name], self._places[name]
+            due = {name: place for name, place in places.items() if self._is_due(name, place, now)}
+            thread = self._loading
+            if due and (thread is None or not thread.is_alive()):
+                thread = threading.Thread(target=self._load, args=(due, now), name="model-reload", daemon=True)
+                self._loading = thread
+                thread.start()
+        if wait and thread is not None:
+            thread.join()
+
+    def _is_due(self, name: str, place: tuple[int, str], now: datetime) -> bool:
+        if self._places.get(name) == place:
+            return False
+        failed = self._failed.get(name)
+        return failed is None or failed[:2] != place or (now - failed[2]).total_seconds() >= self.retry_seconds
+
+    def _load(self, due: Mapping[str, tuple[int, str]], now: datetime) -> None:
+        for name, (version, folder) in due.items():
+            try:
+                model = load_model(Path(folder))
+                if (model.name, model.version) != (name, version):
+                    raise BrokenModel(
+                        f"{folder} holds {model.name} {model.version}, not {name} {version}; promote it again"
+                    )
+            except Exception as error:  # whatever is wrong with the new files, the old model goes on serving
+                kept = self._models.get(name)
+                said = "none" if kept is None else f"version {kept.version}"
+                logger.exception(
+                    "%s version %d does not load, %s goes on serving: %s", name, version, said, error,
+                    extra={"action": "model_not_loaded", "model": name, "version": version},
+                )  # fmt: skip
+                with self._lock:
+                    self._failed[name] = (version, folder, now)
+                continue
+            with self._lock:
+                self._models[name] = model
+                self._places[name] = (version, folder)
+                self._failed.pop(name, None)
+            logger.info(
+                "%s version %d serves",
+                name,
+                version,
+                extra={"action": "model_loaded", "model": name, "version": version},
+            )
