@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -72,10 +73,8 @@ class GroupCommit(Generic[Item, Answer]):
             while self._waiting:
                 if len(self._waiting) < self._largest:
                     self._full.clear()
-                    try:
+                    with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._full.wait(), self._wait_seconds)
-                    except TimeoutError:
-                        pass
                 group, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
                 try:
                     answers = await asyncio.to_thread(self._commit, [item for item, _ in group])

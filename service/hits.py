@@ -281,9 +281,9 @@ def _bursts(
         if len({link_id for _, link_id, _ in followed}) < needed:
             continue
         followed.sort()
-        spans = []
+        spans: list[tuple[datetime, datetime, set[str]]] = []
         inside, last = Counter[int](), 0
-        for place, (at, link_id, _) in enumerate(followed):
+        for place, (at, link_id, agent) in enumerate(followed):
             inside[link_id] += 1
             while at - followed[last][0] > BURST_WINDOW:
                 inside[followed[last][1]] -= 1
@@ -293,11 +293,10 @@ def _bursts(
             if len(inside) >= needed:
                 # The pixel that the same program loads on its way belongs to the burst.
                 begin, end = followed[last][0] - BURST_WINDOW, at + BURST_WINDOW
-                agents = {agent for _, _, agent in followed[last : place + 1]}
-                if spans and spans[-1][2] == agents and begin <= spans[-1][1]:
-                    spans[-1] = (spans[-1][0], end, agents)
+                if spans and begin <= spans[-1][1]:
+                    spans[-1] = (spans[-1][0], end, spans[-1][2] | {agent})
                 else:
-                    spans.append((begin, end, agents))
+                    spans.append((begin, end, {agent for _, _, agent in followed[last : place + 1]}))
         bursts[send_id] = spans
     return bursts
 

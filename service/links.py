@@ -14,6 +14,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from features.tables import allocate
+from service.database import Database
 from service.tables import LinkRow
 
 #: Bytes of the authentication code. With the largest ids a click token then has 38 characters, so that a
@@ -24,7 +25,7 @@ LARGEST_ID = 2**63 - 1
 _QUERY_CHUNK = 5_000
 
 
-class BadToken(ValueError):
+class BadToken(ValueError):  # noqa: N818 - named for what it is, as the errors of service.errors are
     """A token that we did not sign for this purpose."""
 
 
@@ -104,6 +105,33 @@ def link_ids(session: Session, urls: Iterable[str]) -> dict[str, int]:
             session.execute(insert(LinkRow), rows)
             known |= {row["url_sha256"]: row["link_id"] for row in rows}
     return {url: known[digest] for url, digest in wanted.items()}
+
+
+class LinkBook:
+    """Numbers of link targets by a database, remembered; what is new is registered in a short transaction of its own.
+
+    Registering a target says nothing about any send, so it may outlive the batch that asked for it.
+    """
+
+    #: Targets remembered; personal targets (a cart, a coupon) would otherwise fill the memory.
+    LARGEST = 100_000
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[str, int] = {}
+
+    def __call__(self, urls: Iterable[str]) -> dict[str, int]:
+        """Link id of each of ``urls``, registered and committed."""
+        wanted = list(dict.fromkeys(urls))
+        known = self._known
+        missing = [url for url in wanted if url not in known]
+        if missing:
+            if len(known) + len(missing) > self.LARGEST:
+                known = self._known = {url: known[url] for url in wanted if url in known}
+            with self._database.writing() as session:
+                fresh = link_ids(session, missing)
+            known.update(fresh)
+        return {url: known[url] for url in wanted}
 
 
 def link_url(session: Session, link_id: int) -> str | None:

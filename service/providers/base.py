@@ -1,0 +1,97 @@
+"""What sends mail: a protocol in two phases, so that we know what is uncertain when a line breaks."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+Outcome = Literal["accepted", "deferred", "rejected", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the provider answered.
+
+    Attributes
+    ----------
+    outcome : str
+        ``accepted``; ``deferred``: try again later; ``rejected``: do not; ``unknown``: the line broke after the
+        message began to leave, so it may or may not have arrived.
+    code : int or None
+        SMTP reply code; None where none came.
+    text : str
+        The reply's text.
+    """
+
+    outcome: Outcome
+    code: int | None
+    text: str
+
+    @property
+    def is_bad_address(self) -> bool:
+        """Whether the reply says that there is no such mailbox (enhanced status 5.1.x, RFC 3463)."""
+        return self.outcome == "rejected" and self.text.lstrip().startswith("5.1.")
+
+
+class Connection(Protocol):
+    """One conversation with a provider; several mails go through it one after the other."""
+
+    async def check(self, sender: str, recipient: str) -> Receipt:
+        """Whether the provider would take a mail for ``recipient``. Nothing has left yet: a crash here is harmless."""
+        ...
+
+    async def transmit(self, message: bytes) -> Receipt:
+        """Send the message that the last `check` announced. A line that breaks here leaves ``unknown``."""
+        ...
+
+    async def abandon(self) -> None:
+        """Drop what the last `check` announced, without sending."""
+        ...
+
+
+class Provider(Protocol):
+    """A way for mail to leave."""
+
+    #: Connections that may be open at once.
+    connections: int
+
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        """A conversation, closed when its block ends; it reconnects by itself when the line was lost."""
+        ...
+
+
+def classify(code: int, text: str) -> Receipt:
+    """The receipt that an SMTP reply stands for: 2xx accepted, 4xx deferred, 5xx rejected.
+
+    Examples
+    --------
+    >>> classify(451, "4.7.1 greylisted").outcome, classify(550, "5.1.1 no such user").is_bad_address
+    ('deferred', True)
+    """
+    if 200 <= code < 300:
+        return Receipt("accepted", code, text)
+    if 500 <= code < 600:
+        return Receipt("rejected", code, text)
+    return Receipt("deferred", code, text)
+
+
+def provider_from_url(url: str, *, home: Path, connections: int) -> Provider:
+    """The provider that ``SMTP_URL`` names.
+
+    Raises
+    ------
+    ValueError
+        If the scheme is none of ``smtp``, ``smtps``, ``outbox``, or an SMTP address has no host.
+    """
+    from service.providers.outbox import OutboxProvider
+    from service.providers.smtp import SmtpProvider
+
+    scheme = urlsplit(url).scheme
+    if scheme == "outbox":
+        return OutboxProvider(home / "outbox", connections=connections)
+    if scheme in ("smtp", "smtps"):
+        return SmtpProvider(url, connections=connections)
+    raise ValueError(f"SMTP_URL begins with {scheme!r}; use smtp://host:port, smtps://host:port or outbox://")
