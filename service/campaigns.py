@@ -241,7 +241,7 @@ def experiment_report(session: Session, experiment_id: str, *, now: datetime) ->
     ).one()
     in_force = dict(zip(snapshot.policy["arms"], snapshot.policy["pmf"], strict=True))
     kinds = _rewards_by_arm(session, experiment_id)
-    waves = _decisions_by_wave(session, experiment_id)
+    n_waves, first_wave, last_wave = _wave_shares(session, experiment_id)
     arms = []
     for i, arm in enumerate(counts.arms):
         trials, successes = int(counts.trials[i].sum()), int(counts.successes[i].sum())
@@ -254,8 +254,8 @@ def experiment_report(session: Session, experiment_id: str, *, now: datetime) ->
                 "interval": wilson(successes, trials),
                 "rewards": kinds.get(arm, {}),
                 "probability": in_force.get(arm),
-                "share_first_wave": _share(waves[0], arm) if waves else None,
-                "share_last_wave": _share(waves[-1], arm) if waves else None,
+                "share_first_wave": first_wave.get(arm),
+                "share_last_wave": last_wave.get(arm),
             }
         )
     return {
@@ -267,7 +267,7 @@ def experiment_report(session: Session, experiment_id: str, *, now: datetime) ->
         "policy": experiment.policy,
         "floor": experiment.floor,
         "snapshot": snapshot.snapshot_id,
-        "waves": len(waves),
+        "waves": n_waves,
         "arms": arms,
     }
 
@@ -338,18 +338,22 @@ def _rewards_by_arm(session: Session, experiment_id: str) -> dict[str, dict[str,
     return rewards
 
 
-def _decisions_by_wave(session: Session, experiment_id: str) -> list[dict[str, int]]:
+def _wave_shares(session: Session, experiment_id: str) -> tuple[int, dict[str, float], dict[str, float]]:
+    """Number of waves, and the arm probabilities that were in force in the first and in the last."""
     rows = session.execute(
-        select(DecisionRow.wave, DecisionRow.arm_id, func.count())
+        select(DecisionRow.wave, func.max(SnapshotRow.snapshot_no))
+        .join(SnapshotRow, SnapshotRow.snapshot_id == DecisionRow.snapshot_id)
         .where(DecisionRow.experiment_id == experiment_id)
-        .group_by(DecisionRow.wave, DecisionRow.arm_id)
+        .group_by(DecisionRow.wave)
         .order_by(DecisionRow.wave)
+    ).all()
+    if not rows:
+        return 0, {}, {}
+    ends = [rows[0][1], rows[-1][1]]
+    policies = dict(
+        session.execute(
+            select(SnapshotRow.snapshot_no, SnapshotRow.policy).where(SnapshotRow.snapshot_no.in_(ends))
+        ).all()
     )
-    waves: dict[int, dict[str, int]] = {}
-    for wave, arm, count in rows:
-        waves.setdefault(wave, {})[arm] = count
-    return list(waves.values())
-
-
-def _share(wave: dict[str, int], arm: str) -> float:
-    return wave.get(arm, 0) / sum(wave.values())
+    first, last = (dict(zip(policies[end]["arms"], policies[end]["pmf"], strict=True)) for end in ends)
+    return len(rows), first, last

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from features.tables import allocate, to_micros
 from service.errors import Conflict, Invalid, NotFound
 from service.tables import ArmRow, CampaignRow, DecisionRow, ExperimentRow, SendRow, SnapshotRow
+from training.policies import policy_from_parameters
 from training.policies.base import ArmStatistics, Policy, choose, hashed_draws
 from training.policies.fixed import Uniform
 from training.policies.thompson import BetaBernoulliThompson
@@ -92,8 +93,13 @@ class Replay:
     is_equal: bool
 
 
-def open_experiment(session: Session, new: NewExperiment, *, now: datetime) -> str:
+def open_experiment(session: Session, new: NewExperiment, *, now: datetime, salt: str | None = None) -> str:
     """Id of a new, running experiment with its first snapshot (uniform: nothing is known yet).
+
+    Parameters
+    ----------
+    salt : str, optional
+        What makes this experiment's draws its own; drawn at random by default, given where a run must repeat.
 
     Raises
     ------
@@ -113,7 +119,7 @@ def open_experiment(session: Session, new: NewExperiment, *, now: datetime) -> s
         explore_share=new.explore_share,
         holdout_share=new.holdout_share,
         policy=new.policy,
-        salt=secrets.token_hex(8),
+        salt=salt or secrets.token_hex(8),
         status="running",
         created_at=now,
     )
@@ -140,6 +146,7 @@ def take_snapshot(
     session: Session, experiment: ExperimentRow, statistics: ArmStatistics, *, log_seq: int, now: datetime
 ) -> SnapshotRow:
     """The arm probabilities that follow from ``statistics``, kept with them for replay."""
+    policy = policy_of(experiment)
     number = allocate(session, "snapshot_no", 1)
     snapshot = SnapshotRow(
         snapshot_id=f"snp_{number}",
@@ -147,8 +154,14 @@ def take_snapshot(
         experiment_id=experiment.experiment_id,
         created_at=now,
         log_seq=log_seq,
-        algorithm=policy_of(experiment).name,
-        policy={"arms": list(statistics.arms), "pmf": pmf_of(experiment, statistics).tolist()},
+        algorithm=policy.name,
+        policy={
+            "arms": list(statistics.arms),
+            "pmf": _pmf(policy, statistics, experiment.explore_share).tolist(),
+            "reason": policy.reason(statistics),
+            "parameters": policy.parameters(),
+            "explore_share": experiment.explore_share,
+        },
         statistics={
             "trials": statistics.trials.tolist(),
             "successes": statistics.successes.tolist(),
@@ -167,10 +180,10 @@ def policy_of(experiment: ExperimentRow) -> Policy:
     return BetaBernoulliThompson(floor=experiment.floor)
 
 
-def pmf_of(experiment: ExperimentRow, statistics: ArmStatistics) -> np.ndarray:
-    """Arm probabilities of shape (n_arms,): the policy's, with the explore share mixed in uniformly."""
-    pmf = policy_of(experiment).pmf(statistics)
-    return (1 - experiment.explore_share) * pmf + experiment.explore_share / len(pmf)
+def _pmf(policy: Policy, statistics: ArmStatistics, explore_share: float) -> np.ndarray:
+    """The policy's arm probabilities of shape (n_arms,), with the explore share mixed in uniformly."""
+    pmf = policy.pmf(statistics)
+    return (1 - explore_share) * pmf + explore_share / len(pmf)
 
 
 def decide(session: Session, *, now: datetime, look_ahead: timedelta, limit: int = 20_000) -> Decisions:
@@ -293,7 +306,8 @@ def replay(session: Session, decision_ids: Sequence[str]) -> tuple[Replay, ...]:
                 raise NotFound(f"there is no decision {decision_id!r}")
             decision, snapshot, experiment = found[decision_id]
             if snapshot.snapshot_id not in pmfs:
-                again = pmf_of(experiment, statistics_of(snapshot))
+                policy = policy_from_parameters(snapshot.policy["parameters"])
+                again = _pmf(policy, statistics_of(snapshot), snapshot.policy["explore_share"])
                 pmfs[snapshot.snapshot_id] = dict(zip(snapshot.policy["arms"], again.tolist(), strict=True))
             weights = np.array([pmfs[snapshot.snapshot_id][arm] for arm in decision.eligible])
             pmf = weights / weights.sum()
@@ -377,7 +391,7 @@ def _draw(
     draws = _draws(experiment, snapshot.snapshot_id, contact_keys, occurrences)
     index = choose(desk.pmf, draws)
     masked = len(desk.eligible) < len(snapshot.policy["arms"])
-    reason = f"{snapshot.algorithm}, snapshot {snapshot.snapshot_no}" + (", paused arms left out" if masked else "")
+    reason = snapshot.policy["reason"] + ("; paused arms left out" if masked else "")
     rows = [
         {
             "decision_id": _decision_id(experiment.experiment_id, contact_keys[i], occurrences[i]),
