@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, tzinfo
 from functools import lru_cache
@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Table, bindparam, insert, select, update
+from sqlalchemy import Table, bindparam, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from features.tables import CounterRow, EventRow, allocate, current, from_micros
@@ -409,21 +409,37 @@ def _hours_of_week(events: Sequence[NewEvent], default_timezone: str) -> list[in
     return hours.tolist()
 
 
-#: What the arrays are made from, in the order of `COLUMN_TYPES`.
-_ARRAY_COLUMNS = tuple(_EVENT.c[name] for name in COLUMN_TYPES)
-
+#: What the arrays are made from, in the order of `COLUMN_TYPES`, without nulls but for ``ref``.
+_ARRAY_COLUMNS = (
+    _EVENT.c.contact_key,
+    _EVENT.c.occurred_at,
+    _EVENT.c.received_at,
+    _EVENT.c.seq,
+    _EVENT.c.kind,
+    func.coalesce(_EVENT.c.value_minor, 0),
+    _EVENT.c.hour_of_week,
+    func.coalesce(_EVENT.c.human_ppm, -1),
+    _EVENT.c.is_repeat,
+    _EVENT.c.ref,
+)
+_PLACE = (_EVENT.c.contact_key, _EVENT.c.occurred_at, _EVENT.c.seq)
 _AFTER = (
     select(*_ARRAY_COLUMNS)
     .where(_EVENT.c.seq > bindparam("after"))
     .order_by(_EVENT.c.seq)
     .limit(bindparam("most", type_=_EVENT.c.seq.type))
 )
-_OF_CONTACT = (
-    select(*_ARRAY_COLUMNS)
-    .where(_EVENT.c.contact_key == bindparam("key"))
-    .order_by(_EVENT.c.contact_key, _EVENT.c.occurred_at, _EVENT.c.seq)
-)
+_OF_CONTACT = select(*_ARRAY_COLUMNS).where(_EVENT.c.contact_key == bindparam("key")).order_by(*_PLACE)
 _OF_CONTACTS = select(*_ARRAY_COLUMNS).where(_EVENT.c.contact_key.in_(bindparam("keys", expanding=True)))
+_BY_CONTACT = (
+    select(*_ARRAY_COLUMNS)
+    .where(
+        tuple_(*_PLACE) > tuple_(bindparam("key"), bindparam("at"), bindparam("seq")),
+        _EVENT.c.seq <= bindparam("upto"),
+    )
+    .order_by(*_PLACE)
+    .limit(bindparam("most", type_=_EVENT.c.seq.type))
+)
 
 
 def read_after(session: Session, seq: int, limit: int) -> tuple[EventColumns, int]:
@@ -431,21 +447,46 @@ def read_after(session: Session, seq: int, limit: int) -> tuple[EventColumns, in
 
     The second value is ``seq`` again where the log has no further event.
     """
-    columns = _columns(session.connection().execute(_AFTER, {"after": seq, "most": limit}).all())
+    columns = _columns(_rows(session, _AFTER, {"after": seq, "most": limit}))
     return columns, int(columns.seq.max()) if len(columns) else seq
 
 
 def read_contacts(session: Session, contact_keys: Collection[int]) -> EventColumns:
     """Every event of these contacts as sorted arrays, read by the clustered index."""
-    connection = session.connection()
-    keys = list(dict.fromkeys(int(key) for key in contact_keys))
+    keys = sorted({int(key) for key in contact_keys})
     if len(keys) == 1:
-        return _columns(connection.execute(_OF_CONTACT, {"key": keys[0]}).all())
-    keys.sort()
+        return _columns(_rows(session, _OF_CONTACT, {"key": keys[0]}))
     rows: list[Any] = []
     for start in range(0, len(keys), IN_CHUNK):
-        rows += connection.execute(_OF_CONTACTS, {"keys": keys[start : start + IN_CHUNK]}).all()
+        rows += _rows(session, _OF_CONTACTS, {"keys": keys[start : start + IN_CHUNK]})
     return _columns(rows)
+
+
+def read_by_contact(session: Session, upto: int, limit: int) -> Iterator[EventColumns]:
+    """The whole log up to place ``upto`` in pages of ``limit`` events, by (contact_key, occurred_at, seq).
+
+    The clustered index is read from end to end, which is what suits a reader of most of the log; pages follow one
+    another in the order of the arrays.
+    """
+    place = {"key": -_INT64, "at": 0, "seq": 0}
+    while True:
+        columns = _columns(_rows(session, _BY_CONTACT, place | {"upto": upto, "most": limit}))
+        if len(columns):
+            yield columns
+        if len(columns) < limit:
+            return
+        place = {
+            "key": int(columns.contact_key[-1]),
+            "at": int(columns.occurred_at[-1]),
+            "seq": int(columns.seq[-1]),
+        }
+
+
+def _rows(session: Session, query: Any, parameters: dict[str, Any]) -> list[Any]:
+    """Plain tuples from the driver: millions of rows pass here, and none of their columns needs a converter."""
+    cursor = session.connection().execute(query, parameters).cursor
+    assert cursor is not None
+    return list(cursor.fetchall())
 
 
 def iterate_after(
@@ -464,29 +505,26 @@ def iterate_after(
     page : int
         Events fetched at a time.
     """
-    head = current(session, "event_seq")  # what is appended meanwhile is left to the next call
-    query = select(_EVENT).where(_EVENT.c.seq > bindparam("after"), _EVENT.c.seq <= head)
+    upto = current(session, "event_seq")  # what is appended meanwhile is left to the next call
+    query = select(*_LOGGED_COLUMNS).where(_EVENT.c.seq > bindparam("after"), _EVENT.c.seq <= upto)
     if kinds is not None:
         query = query.where(_EVENT.c.kind.in_(list(kinds)))
     query = query.order_by(_EVENT.c.seq).limit(page)
     while True:
-        rows = session.connection().execute(query, {"after": seq}).mappings().all()
+        rows = _rows(session, query, {"after": seq})
         for row in rows:
-            yield _logged(row)
+            yield LoggedEvent(*row[:11], *map(bool, row[11:13]), json.loads(row[13]) if row[13] else {})
         if len(rows) < page:
             return
-        seq = rows[-1]["seq"]
+        seq = rows[-1][0]
+
+
+_LOGGED_COLUMNS = tuple(_EVENT.c[one.name] for one in fields(LoggedEvent))
 
 
 def head(session: Session) -> int:
     """Place of the newest event of the log; 0 if it is empty."""
     return current(session, "event_seq")
-
-
-def _logged(row: Mapping[Any, Any]) -> LoggedEvent:
-    values = dict(row)
-    values["properties"] = json.loads(values["properties"]) if values["properties"] else {}
-    return LoggedEvent(**values)
 
 
 def _columns(rows: Sequence[Any]) -> EventColumns:
@@ -500,9 +538,9 @@ def _columns(rows: Sequence[Any]) -> EventColumns:
         received_at=np.array(received, dtype=np.int64),
         seq=np.array(seq, dtype=np.int64),
         kind=codes.encode(kind),
-        value_minor=np.array([0 if one is None else one for one in value], dtype=np.int64),
+        value_minor=np.array(value, dtype=np.int64),
         hour_of_week=np.array(hour, dtype=np.int16),
-        human_ppm=np.array([-1 if one is None else one for one in human], dtype=np.int32),
+        human_ppm=np.array(human, dtype=np.int32),
         is_repeat=np.array(repeat, dtype=bool),
         ref=np.array([hash_ref(one) for one in ref], dtype=np.int64),
         kinds=codes.kinds,
