@@ -182,5 +182,5 @@ def responses_report(seeds: int = 100, runs: int = 200, *, seed: int = 7) -> dic
     }
 
 
-def _standard_error(values: NDArray[Any]) -> float:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def _standard_error(values: NDArray[Any]) -> float | None:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

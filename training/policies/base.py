@@ -220,7 +220,7 @@ def choose(pmf: ArrayLike, draws: ArrayLike) -> IntArray:
     1
     """
     probabilities = np.asarray(pmf, dtype=np.float64)
-    if probabilities.ndim != 1 or np.any(probabilities < 0) or abs(probabilities.sum() - 1.0) > PMF_TOLERANCE:
+    if probabilities.ndim != 1 or not np.all(probabilities >= 0) or abs(probabilities.sum() - 1.0) > PMF_TOLERANCE:
         raise ValueError(f"{probabilities} is no pmf: it needs one axis, no negative number and the sum 1 within 1e-9")
     cdf = np.cumsum(probabilities)
     cdf[np.flatnonzero(probabilities)[-1] :] = 1.0
