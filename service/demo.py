@@ -118,7 +118,7 @@ def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
     """
     started = time.perf_counter()
     _clear(options.home)
-    port = _free_port()
+    port = free_port()
     with MailSink() as sink:
         settings = Settings(
             home=options.home,
@@ -163,7 +163,7 @@ class _Demo:
             report["backtest"] = self._backtest(now)
         clock = SimulatedClock(now)
         app = create_app(self.settings, self.database, clock, self.serving)
-        with _serving_http(app, port):
+        with serving_http(app, port):
             campaign_id = self._start_campaign(now)
             mails = asyncio.run(_live(self, world, clock, now))
         report |= self._report(world, campaign_id, clock.now(), mails)
@@ -189,8 +189,8 @@ class _Demo:
             world = World.generate(
                 options.contacts, options.days, options.seed, start=start, hour_effect=options.hour_effect
             )
-        _write_contacts(self.database, world)
-        stored = _write_events(self.database, world.history(world.end), now=world.end, imported=True)
+        write_contacts(self.database, world)
+        stored = write_events(self.database, world.history(world.end), now=world.end, imported=True)
         self.say(f"History: {stored} events of {len(world.user_ids)} contacts are in the log")
         return world, imported
 
@@ -314,13 +314,11 @@ async def _live(demo: _Demo, world: World, clock: SimulatedClock, begin: datetim
     waiting: list[_Answer] = []
     n_mails = 0
     seen = begin
-    async with (
-        Worker(demo.database, demo.settings, clock, demo.serving, demo.lake) as worker,
-        httpx.AsyncClient(timeout=30, follow_redirects=False) as browser,
-    ):
+    worker = Worker(demo.database, demo.settings, clock, demo.lake)
+    async with httpx.AsyncClient(timeout=30, follow_redirects=False) as browser:
         for now in _instants(begin):
             clock.move_to(now)
-            _write_events(demo.database, _news(world, seen, now), now=now, imported=False)
+            write_events(demo.database, _news(world, seen, now), now=now, imported=False)
             seen = now
             due = [answer for answer in waiting if answer.at <= now]
             waiting = [answer for answer in waiting if answer.at > now]
@@ -456,7 +454,8 @@ def _orders_in_log(database: Database) -> pd.DataFrame:
     return frame.assign(ordered_at=pd.to_datetime(frame["ordered_at"], unit="us", utc=True))
 
 
-def _write_contacts(database: Database, world: World) -> None:
+def write_contacts(database: Database, world: World) -> None:
+    """The world's people as contacts, with the consent that they gave."""
     with database.writing() as session:
         found = resolve(session, [f"user:{c.user_id}" for c in world.contacts], now=from_micros(world.start))
         traits = {
@@ -478,7 +477,8 @@ def _write_contacts(database: Database, world: World) -> None:
         set_consent(session, consents, now=from_micros(world.start))
 
 
-def _write_events(database: Database, events: Sequence[Any], *, now: datetime, imported: bool) -> int:
+def write_events(database: Database, events: Sequence[Any], *, now: datetime, imported: bool) -> int:
+    """Simulated events into the log, in short transactions; returns how many were new."""
     stored = 0
     zones: dict[str, str | None] = {}
     for start in range(0, len(events), APPEND_CHUNK):
@@ -541,14 +541,15 @@ def _model_line(name: str, model: dict[str, Any]) -> str:
     return f"Model {name} version {model['version']}: {model['rung']}; {figures or model['reason']}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def _serving_http(app: Any, port: int) -> Iterator[None]:
+def serving_http(app: Any, port: int) -> Iterator[None]:
     """The app behind a real port, in a thread, for as long as the block lasts."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, name="demo-http", daemon=True)

@@ -1,0 +1,192 @@
+"""The worker: settle hits, learn, decide what falls due, render and send it, keep the lake in step; again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from features.lake import Lake
+from service.clock import Clock
+from service.database import Database
+from service.flow.decide import decide
+from service.flow.deliver import Receipts, claim, deliver, recover
+from service.flow.render import gather, render
+from service.flow.reward import learn
+from service.hits import settle
+from service.links import LinkBook
+from service.providers.base import provider_from_url
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Sends are decided this long before they are due: late enough to learn within the campaign, early enough to render.
+DECIDE_AHEAD = timedelta(minutes=10)
+#: Sends claimed, rendered and delivered at a time.
+BATCH = 250
+LEASE_SECONDS = 300.0
+LAKE_INTERVAL = timedelta(minutes=15)
+IDLE_SECONDS = 1.0
+#: Longest pause after rounds that failed one after the other.
+LONGEST_PAUSE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of the worker did."""
+
+    settled: int
+    learned: int
+    decided: int
+    claimed: int
+    receipts: Receipts
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there was nothing to do."""
+        return not (self.settled or self.learned or self.decided or self.claimed)
+
+
+class Worker:
+    """Does the service's work, a round at a time.
+
+    Parameters
+    ----------
+    clock : Clock
+        Business time; a simulated clock makes a worker live through days in seconds.
+    lake : Lake, optional
+        Kept in step with the log if given.
+    """
+
+    def __init__(self, database: Database, settings: Settings, clock: Clock, lake: Lake | None = None) -> None:
+        self.database = database
+        self.settings = settings
+        self.clock = clock
+        self.lake = lake
+        self.provider = provider_from_url(settings.smtp_url, home=settings.home, connections=settings.smtp_connections)
+        self._links = LinkBook(database)
+        self._synced_at: datetime | None = None
+        self._counted_at = clock.now()
+        self._allowance = float(settings.send_rate_per_minute)
+
+    async def work(self) -> Round:
+        """One round: what has settled is learned before what falls due is decided."""
+        settled, learned, decided = await asyncio.to_thread(self._prepare)
+        claimed, receipts = await self._send_due()
+        await asyncio.to_thread(self._sync_lake)
+        return Round(settled, learned, decided, claimed, receipts)
+
+    def _prepare(self) -> tuple[int, int, int]:
+        now = self.clock.now()
+        with self.database.writing() as session:
+            recover(session, now=now, crash_policy=self.settings.crash_policy)
+            settled = settle(session, now=now)
+        with self.database.writing() as session:
+            learned = learn(session, now=now)
+        with self.database.writing() as session:
+            decided = decide(session, now=now, look_ahead=DECIDE_AHEAD)
+        return settled.hits, learned.events, len(decided.send_ids)
+
+    async def _send_due(self) -> tuple[int, Receipts]:
+        self._earn_allowance()
+        total, claimed_total = Receipts(), 0
+        while self._allowance >= 1:
+            limit = min(BATCH, int(self._allowance))
+            claimed = await asyncio.to_thread(self._claim, limit)
+            if not claimed.sends:
+                if claimed.expired or claimed.suppressed:
+                    continue  # the batch was closed on the way; there may be more behind it
+                break
+            self._allowance -= len(claimed.sends)
+            claimed_total += len(claimed.sends)
+            emails = await asyncio.to_thread(self._render, claimed.sends)
+            receipts = await deliver(
+                claimed.sends, emails, self.provider, self.database, clock=self.clock, settings=self.settings
+            )
+            total = _added(total, receipts)
+        return claimed_total, total
+
+    def _claim(self, limit: int) -> Any:
+        with self.database.writing() as session:
+            return claim(
+                session, now=self.clock.now(), limit=limit, lease_seconds=LEASE_SECONDS, settings=self.settings
+            )
+
+    def _render(self, sends: Any) -> Any:
+        with self.database.reading() as session:
+            inputs = gather(session, sends)
+        return render(inputs, now=self.clock.now(), settings=self.settings, number_links=self._links)
+
+    def _earn_allowance(self) -> None:
+        """A token bucket that holds a minute's mails, or what the time since the last round allows."""
+        now = self.clock.now()
+        rate = self.settings.send_rate_per_minute
+        earned = rate * (now - self._counted_at) / timedelta(minutes=1)
+        self._allowance = min(self._allowance + earned, max(float(rate), earned))
+        self._counted_at = now
+
+    def _sync_lake(self) -> None:
+        now = self.clock.now()
+        if self.lake is None or (self._synced_at is not None and now - self._synced_at < LAKE_INTERVAL):
+            return
+        with self.database.reading() as session:
+            self.lake.sync(session)
+        self._synced_at = now
+
+
+def run(
+    database: Database,
+    settings: Settings,
+    clock: Clock,
+    stop: threading.Event,
+    *,
+    lake: Lake | None = None,
+    once: bool = False,
+    until_idle: bool = False,
+) -> int:
+    """Work until ``stop`` is set (or one round, or until there is nothing to do); returns how many rounds were done.
+
+    A round that fails is logged and tried again after a pause that doubles up to a minute: what it had committed
+    stands, and a lease takes care of the rest.
+    """
+    return asyncio.run(_run(database, settings, clock, stop, lake, once, until_idle))
+
+
+async def _run(
+    database: Database,
+    settings: Settings,
+    clock: Clock,
+    stop: threading.Event,
+    lake: Lake | None,
+    once: bool,
+    until_idle: bool,
+) -> int:
+    rounds, failures = 0, 0
+    worker = Worker(database, settings, clock, lake)
+    while not stop.is_set():
+        started = time.monotonic()
+        try:
+            done = await worker.work()
+            failures = 0
+        except Exception:
+            if once or until_idle:
+                raise
+            failures += 1
+            log.exception("a round of the worker failed", extra={"action": "worker_round_failed"})
+            await asyncio.sleep(min(LONGEST_PAUSE_SECONDS, 2.0**failures))
+            continue
+        rounds += 1
+        if once or (until_idle and done.is_idle):
+            break
+        if done.is_idle:
+            await asyncio.sleep(max(0.0, IDLE_SECONDS - (time.monotonic() - started)))
+    return rounds
+
+
+def _added(one: Receipts, other: Receipts) -> Receipts:
+    names = Receipts.__dataclass_fields__
+    return Receipts(**{name: getattr(one, name) + getattr(other, name) for name in names})

@@ -1,0 +1,81 @@
+"""Live prediction over HTTP, and tracking hits: latency as a client sees it, beside an endpoint that does nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from features.lake import Lake
+from service.app import create_app
+from service.clock import SimulatedClock
+from service.database import Database
+from service.demo import free_port, serving_http, write_contacts, write_events
+from service.jobs import score_contacts, train_model
+from service.keys import create_key
+from service.settings import Settings
+from training.serving import Serving
+from training.simulation import World
+
+END = datetime(2026, 3, 2, tzinfo=UTC)
+N_CONTACTS, N_DAYS, N_REQUESTS = 2_000, 120, 2_000
+
+
+def run() -> dict[str, Any]:
+    """Milliseconds of one request after another over one kept-alive connection."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        settings = Settings(home=Path(folder), public_url=f"http://127.0.0.1:{port}", _env_file=None)
+        database = Database(settings.database)
+        database.upgrade()
+        world = World.generate(N_CONTACTS, N_DAYS, 7, start=END - timedelta(days=N_DAYS))
+        write_contacts(database, world)
+        events = write_events(database, world.history(END), now=END, imported=True)
+        lake = Lake(settings.lake, settings.buckets)
+        with database.reading() as session:
+            lake.sync(session)
+        for name in ("churn", "conversion", "send_hour"):
+            train_model(database, lake, settings, name, as_of=END, now=END)
+        serving = Serving()
+        app = create_app(settings, database, SimulatedClock(END), serving)
+        with database.writing() as session:
+            _, secret = create_key(session, "bench", ["read"], END)
+        with (
+            serving_http(app, port),
+            httpx.Client(
+                base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {secret}"}, timeout=30
+            ) as client,
+        ):
+            for name in ("churn", "conversion", "send_hour"):
+                model = serving.get(name)
+                if model is not None:
+                    score_contacts(database, lake, model, as_of=END)
+            users = np.random.default_rng(7).choice(world.user_ids, N_REQUESTS)
+            report = {
+                "contacts": N_CONTACTS,
+                "events": events,
+                "nothing": _latency(client, ["/healthz"] * N_REQUESTS),
+                "vector": _latency(client, [f"/v1/contacts/{user}/vector" for user in users]),
+                "predictions": _latency(client, [f"/v1/contacts/{user}/predictions" for user in users]),
+            }
+        database.close()
+    report["predictions_over_nothing"] = round(report["predictions"]["p50_ms"] / report["nothing"]["p50_ms"], 2)
+    return report
+
+
+def _latency(client: httpx.Client, paths: list[str]) -> dict[str, float]:
+    for path in paths[:20]:
+        client.get(path).raise_for_status()
+    took = []
+    for path in paths:
+        begin = time.perf_counter()
+        response = client.get(path)
+        took.append(time.perf_counter() - begin)
+        response.raise_for_status()
+    p50, p99 = np.quantile(took, [0.5, 0.99]) * 1000
+    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "requests": len(paths)}
