@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
@@ -195,7 +196,7 @@ def settle(session: Session, *, now: datetime, settle_seconds: float = 60, limit
     events: list[NewEvent] = []
     human = Counter[str]()
 
-    def log(kind: str, message_id: str, send_id: int, at: datetime, ppm: int, properties: dict[str, object]) -> None:
+    def log(kind: str, message_id: str, send_id: int, at: datetime, ppm: int, properties: dict[str, Any]) -> None:
         send = sends[send_id]
         is_human = ppm >= HUMAN_PPM
         events.append(
@@ -221,10 +222,10 @@ def settle(session: Session, *, now: datetime, settle_seconds: float = 60, limit
             log(EMAIL_OPENED, f"kairos/hit/{hit_id}", send_id, at, human_ppm, {"user_agent_class": agent_class})
             continue
         if human_ppm >= HUMAN_PPM and (send_id, EMAIL_OPENED) not in seen:
-            properties = {"user_agent_class": agent_class, "implied_by": "click"}
-            log(EMAIL_OPENED, f"kairos/hit/{hit_id}/open", send_id, at, human_ppm, properties)
-        properties = {"user_agent_class": agent_class, "link_id": link_id}
-        log(EMAIL_CLICKED, f"kairos/hit/{hit_id}", send_id, at, human_ppm, properties)
+            implied = {"user_agent_class": agent_class, "implied_by": "click"}
+            log(EMAIL_OPENED, f"kairos/hit/{hit_id}/open", send_id, at, human_ppm, implied)
+        clicked = {"user_agent_class": agent_class, "link_id": link_id}
+        log(EMAIL_CLICKED, f"kairos/hit/{hit_id}", send_id, at, human_ppm, clicked)
 
     for chunk in _chunks([row.hit_id for row in rows], 10_000):
         session.execute(update(HitRow).where(HitRow.hit_id.in_(chunk)).values(settled=True))
@@ -255,7 +256,7 @@ def user_agent_class(user_agent: str) -> str:
     return "browser"
 
 
-def _judge(hit: HitRow, accepted_at: datetime, in_burst: bool) -> tuple[int, str]:
+def _judge(hit: Any, accepted_at: datetime, in_burst: bool) -> tuple[int, str]:
     agent_class = user_agent_class(hit.user_agent)
     human_ppm = HUMAN_PPM_OF[agent_class][hit.link_id is not None]
     if hit.method != "GET":
@@ -268,7 +269,7 @@ def _judge(hit: HitRow, accepted_at: datetime, in_burst: bool) -> tuple[int, str
 
 
 def _bursts(
-    hits: Iterable[HitRow], link_counts: dict[int, int | None]
+    hits: Iterable[Any], link_counts: dict[int, int | None]
 ) -> dict[int, list[tuple[datetime, datetime, set[str]]]]:
     """For each send the spans, and the user agents in them, in which most of its links were followed at once."""
     clicks: dict[int, list[tuple[datetime, int, str]]] = defaultdict(list)
@@ -301,7 +302,7 @@ def _bursts(
     return bursts
 
 
-def _human_before(session: Session, sends: Iterable[SendRow]) -> set[tuple[int, str]]:
+def _human_before(session: Session, sends: Iterable[Any]) -> set[tuple[int, str]]:
     """(send, kind) pairs that the log already holds a person's open or click of."""
     sends = list(sends)
     if not sends:

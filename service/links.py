@@ -96,14 +96,13 @@ def link_ids(session: Session, urls: Iterable[str]) -> dict[str, int]:
         # Raising the counter takes its lock: whoever registered the same target meanwhile has committed by now.
         first = allocate(session, "link_id", len(missing))
         known |= _known_links(session, missing.values())
-        rows = [
-            {"link_id": first + place, "url_sha256": digest, "url": url}
-            for place, (url, digest) in enumerate(missing.items())
-            if digest not in known
-        ]
-        if rows:
-            session.execute(insert(LinkRow), rows)
-            known |= {row["url_sha256"]: row["link_id"] for row in rows}
+        fresh = {url: first + place for place, url in enumerate(missing) if missing[url] not in known}
+        if fresh:
+            session.execute(
+                insert(LinkRow),
+                [{"link_id": number, "url_sha256": missing[url], "url": url} for url, number in fresh.items()],
+            )
+            known |= {missing[url]: number for url, number in fresh.items()}
     return {url: known[digest] for url, digest in wanted.items()}
 
 
@@ -162,7 +161,7 @@ def _known_links(session: Session, digests: Iterable[str]) -> dict[str, int]:
     for start in range(0, len(wanted), _QUERY_CHUNK):
         chunk = wanted[start : start + _QUERY_CHUNK]
         rows = session.execute(select(LinkRow.url_sha256, LinkRow.link_id).where(LinkRow.url_sha256.in_(chunk)))
-        known |= {digest: link_id for digest, link_id in rows}
+        known |= {row.url_sha256: row.link_id for row in rows}
     return known
 
 

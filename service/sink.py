@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable
@@ -127,6 +128,6 @@ class _Handler:
 
 
 def _hang_up(server: SMTP) -> str:
-    if server.transport is not None:
+    if isinstance(server.transport, asyncio.WriteTransport):
         server.transport.abort()
     return "421 4.4.2 line lost"

@@ -154,9 +154,9 @@ def mailable(
             reasons[key] = None if email else "no e-mail address"
             if email:
                 hashes.setdefault(address_hmac(pepper, email), []).append(key)
-    for chunk in _chunks(hashes, _QUERY_CHUNK):
-        query = select(SuppressionRow.address_hmac, SuppressionRow.reason).where(SuppressionRow.address_hmac.in_(chunk))
-        for digest, reason in session.execute(query):
+    for digests in _chunks(hashes, _QUERY_CHUNK):
+        listed = select(SuppressionRow.address_hmac, SuppressionRow.reason)
+        for digest, reason in session.execute(listed.where(SuppressionRow.address_hmac.in_(digests))):
             if stream == "transactional" and reason == "unsubscribed":
                 continue
             for key in hashes[digest]:

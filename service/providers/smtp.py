@@ -97,7 +97,9 @@ class SmtpConnection:
                 if is_last or not was_connected:
                     code = getattr(failure, "code", None)
                     place = f"{self._provider.host}:{self._provider.port}"
-                    return Receipt("deferred", code, f"no conversation with {place}: {failure or type(failure).__name__}")
+                    return Receipt(
+                        "deferred", code, f"no conversation with {place}: {str(failure) or type(failure).__name__}"
+                    )
         raise AssertionError("unreachable")
 
     async def transmit(self, message: bytes) -> Receipt:

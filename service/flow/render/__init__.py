@@ -119,19 +119,19 @@ class Sendable(Protocol):
     """What `gather` needs to know of a send; `service.flow.deliver.Claimed` and `SendRow` are such."""
 
     @property
-    def send_id(self) -> int: ...  # noqa: D102
+    def send_id(self) -> int: ...
     @property
-    def contact_key(self) -> int: ...  # noqa: D102
+    def contact_key(self) -> int: ...
     @property
-    def template_id(self) -> str: ...  # noqa: D102
+    def template_id(self) -> str: ...
     @property
-    def template_version(self) -> int: ...  # noqa: D102
+    def template_version(self) -> int: ...
     @property
-    def stream(self) -> str: ...  # noqa: D102
+    def stream(self) -> str: ...
     @property
-    def topic(self) -> str: ...  # noqa: D102
+    def topic(self) -> str: ...
     @property
-    def campaign_id(self) -> str | None: ...  # noqa: D102
+    def campaign_id(self) -> str | None: ...
 
 
 def gather(session: Session, sends: Iterable[Sendable]) -> list[RenderInput | RenderFailure]:
@@ -151,7 +151,12 @@ def gather(session: Session, sends: Iterable[Sendable]) -> list[RenderInput | Re
     ).scalars()
     templates = {
         (row.template_id, row.version): Template(
-            row.template_id, row.version, row.subject, row.source, row.source_format, row.compiled_html  # type: ignore[arg-type]
+            template_id=row.template_id,
+            version=row.version,
+            subject=row.subject,
+            source=row.source,
+            source_format="html" if row.source_format == "html" else "mjml",
+            compiled_html=row.compiled_html,
         )
         for row in rows
     }

@@ -105,9 +105,9 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             text, old, new = str(value), str(arguments[0]), str(arguments[1])
             if len(text) + text.count(old) * len(new) > LARGEST_TEXT:
                 raise ResourceLimitError(f"{name} would make more than {LARGEST_TEXT} characters", token=None)
-        if name == "join" and arguments and isinstance(value, list | tuple | range):
-            if len(value) * (len(str(arguments[0])) + 1) > LARGEST_TEXT:
-                raise ResourceLimitError(f"{name} would make more than {LARGEST_TEXT} characters", token=None)
+        is_list = isinstance(value, list | tuple | range)
+        if name == "join" and arguments and is_list and len(value) * (len(str(arguments[0])) + 1) > LARGEST_TEXT:
+            raise ResourceLimitError(f"{name} would make more than {LARGEST_TEXT} characters", token=None)
         result = function(value, *arguments, **keywords)
         _check_size(name, result)
         return result

@@ -36,18 +36,39 @@ _HREF = re.compile(r"(<(?:a|area|v:[a-z]+)\b[^>]*?\shref\s*=\s*)\"([^\"]*)\"", r
 _POSITION = re.compile(r"at position (\d+):\d+")
 
 _CONTENT = frozenset(
-    "mj-accordion mj-button mj-carousel mj-divider mj-image mj-navbar mj-raw mj-social mj-spacer mj-table mj-text".split()
+    [
+        "mj-accordion",
+        "mj-button",
+        "mj-carousel",
+        "mj-divider",
+        "mj-image",
+        "mj-navbar",
+        "mj-raw",
+        "mj-social",
+        "mj-spacer",
+        "mj-table",
+        "mj-text",
+    ]
 )
 #: Elements that hold other MJML elements, and which.
 _CHILDREN: dict[str, frozenset[str]] = {
     "mjml": frozenset(("mj-head", "mj-body")),
     "mj-head": frozenset(
-        "mj-attributes mj-breakpoint mj-font mj-html-attributes mj-preview mj-style mj-title mj-raw".split()
+        [
+            "mj-attributes",
+            "mj-breakpoint",
+            "mj-font",
+            "mj-html-attributes",
+            "mj-preview",
+            "mj-style",
+            "mj-title",
+            "mj-raw",
+        ]
     ),
-    "mj-body": frozenset("mj-section mj-wrapper mj-hero mj-raw".split()),
-    "mj-wrapper": frozenset("mj-section mj-hero mj-raw".split()),
-    "mj-section": frozenset("mj-column mj-group mj-raw".split()),
-    "mj-group": frozenset("mj-column mj-raw".split()),
+    "mj-body": frozenset(["mj-section", "mj-wrapper", "mj-hero", "mj-raw"]),
+    "mj-wrapper": frozenset(["mj-section", "mj-hero", "mj-raw"]),
+    "mj-section": frozenset(["mj-column", "mj-group", "mj-raw"]),
+    "mj-group": frozenset(["mj-column", "mj-raw"]),
     "mj-column": _CONTENT,
     "mj-hero": _CONTENT,
     "mj-accordion": frozenset(("mj-accordion-element", "mj-raw")),
@@ -77,7 +98,8 @@ def compile_template(source: str, source_format: SourceFormat, slots: Mapping[st
     source : str
         MJML or HTML with Liquid. A part between ``{% slot name %}`` and ``{% endslot %}`` is an experiment's to fill.
     slots : mapping of str to str, optional
-        Content by slot: MJML elements, HTML or text. In an MJML template, what is not MJML is wrapped as its place needs.
+        Content by slot: MJML elements, HTML or text. In an MJML template, what is not MJML is wrapped as its place
+        needs.
 
     Raises
     ------
@@ -252,7 +274,7 @@ def _restore(protected: str, kept: Mapping[str, str]) -> str:
 
 
 def _check_mjml(protected: str) -> None:
-    """Name what the compiler passes over in silence: unknown, misplaced and unclosed elements, text that would vanish."""
+    """Name what the compiler passes over in silence: unknown, misplaced, unclosed elements, text that would vanish."""
 
     def fail(position: int, reason: str) -> None:
         raise Invalid(f"template line {protected.count(chr(10), 0, position) + 1}: {reason}")
@@ -273,7 +295,7 @@ def _check_mjml(protected: str) -> None:
             continue
         stray = blank[done : tag.start()].strip()
         if stray and parent is not None:
-            fail(done, f"the text {stray[:40]!r} stands directly in <{parent}> and would be lost; put it into <mj-text>")
+            fail(done, f"the text {stray[:40]!r} would be lost in <{parent}>; put it into <mj-text>")
         done = tag.end()
         if name == "mj-include":
             fail(tag.start(), "<mj-include> reads files, which mails may not; paste the part in")
@@ -332,10 +354,33 @@ class _TextWriter(HTMLParser):
     """Writes the text twin: blocks as lines, links as ``words (target)``; Liquid keeps its place in the order."""
 
     _BLOCKS = frozenset(
-        "p div tr table section article header footer ul ol li h1 h2 h3 h4 h5 h6 blockquote pre address".split()
+        [
+            "p",
+            "div",
+            "tr",
+            "table",
+            "section",
+            "article",
+            "header",
+            "footer",
+            "ul",
+            "ol",
+            "li",
+            "h1",
+            "h2",
+            "h3",
+            "h4",
+            "h5",
+            "h6",
+            "blockquote",
+            "pre",
+            "address",
+        ]
     )
     _SILENT = frozenset(("style", "script", "title", "head", "noscript"))
-    _VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
+    _VOID = frozenset(
+        ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
+    )
 
     def __init__(self, kept: Mapping[str, str]) -> None:
         super().__init__(convert_charrefs=True)
