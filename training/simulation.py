@@ -102,7 +102,7 @@ class Answers:
     machine_click_at: IntArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class World:
     """The hidden truth of every contact. Arrays are of shape (n_contacts, ...)."""
 
