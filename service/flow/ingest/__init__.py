@@ -67,6 +67,7 @@ def ingest(
     source: str,
     now: datetime,
     sent_at: datetime | None = None,
+    imported: bool = False,
     default_timezone: str = "UTC",
     currency: str = "GBP",
 ) -> Ingested:
@@ -86,6 +87,8 @@ def ingest(
     sent_at : datetime or None
         The sender's clock when it sent the batch. An event's time is ``now − (sent_at − timestamp)``, which takes a
         wrong clock of the sender out; without it the timestamp is believed.
+    imported : bool
+        History: its events count as known when they occurred.
     default_timezone : str
         IANA zone of contacts that have none.
     currency : str
@@ -121,6 +124,7 @@ def ingest(
             session,
             [_new_event(message, keys[message.identity], zones) for message in ordered],
             received_at=to_micros(now),
+            imported=imported,
             default_timezone=default_timezone,
         )
         stored = appended.stored
@@ -179,8 +183,8 @@ def _resolve(session: Session, messages: Sequence[Message], now: datetime) -> di
     if owner:
         dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
         rows = [{"identity": name, "contact_key": keys[of], "created_at": now} for name, of in sorted(owner.items())]
-        for chunk in _chunks(rows, 1_000):
-            session.execute(dialect.insert(IdentityRow).values(chunk).on_conflict_do_nothing())
+        for part in _chunks(rows, 1_000):
+            session.execute(dialect.insert(IdentityRow).values(part).on_conflict_do_nothing())
     return {message.identity: keys[owner.get(message.identity, message.identity)] for message in messages}
 
 

@@ -1,0 +1,157 @@
+"""Contacts: who they are, what they did, what is known and expected of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Depends, Query
+from sqlalchemy import select, tuple_
+from sqlalchemy.orm import Session
+
+from features.online import online_features
+from features.tables import from_micros
+from features.views import DEFAULT_VIEWS
+from service.api.installation import Installation, allow, as_problem, aware, find_contact, installation
+from service.api.paging import Cursor, Limit, page, position
+from service.api.predictions import shown_predictions
+from service.flow.predict import predict
+from service.tables import ConsentRow, ContactRow, EventRow, IdentityRow
+
+router = APIRouter(prefix="/v1/contacts", tags=["contacts"], dependencies=[Depends(allow("read"))])
+
+
+@router.get("")
+def list_contacts(
+    limit: Limit = 50, cursor: Cursor = None, here: Installation = Depends(installation)
+) -> dict[str, Any]:
+    """Contacts in the order in which they came."""
+    query = select(ContactRow).order_by(ContactRow.contact_key)
+    last = position(here.settings.signing_key, cursor, "contacts")
+    if last is not None:
+        query = query.where(ContactRow.contact_key > last[0])
+    with here.database.reading() as session:
+        rows = session.scalars(query.limit(limit + 1)).all()
+    return page(here.settings.signing_key, rows, limit, _shown, lambda row: [row.contact_key], "contacts")
+
+
+# A user id may hold slashes: the longer paths come first, the bare one takes what is left.
+@router.get("/{user_id:path}/events")
+def list_events(
+    user_id: str,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    event: str | None = Query(None, max_length=80, description="Only events of this name."),
+    here: Installation = Depends(installation),
+) -> dict[str, Any]:
+    """What the contact did and what was done for it, newest first."""
+    last = position(here.settings.signing_key, cursor, "events", user_id, event)
+    with here.database.reading() as session:
+        query = select(EventRow).where(EventRow.contact_key == find_contact(session, user_id))
+        if event is not None:
+            query = query.where(EventRow.kind == event)
+        if last is not None:
+            query = query.where(tuple_(EventRow.occurred_at, EventRow.seq) < tuple_(*last))
+        rows = session.scalars(query.order_by(EventRow.occurred_at.desc(), EventRow.seq.desc()).limit(limit + 1)).all()
+    return page(
+        here.settings.signing_key,
+        rows,
+        limit,
+        _shown_event,
+        lambda row: [row.occurred_at, row.seq],
+        "events",
+        user_id,
+        event,
+    )
+
+
+@router.get("/{user_id:path}/vector")
+def read_vector(
+    user_id: str,
+    as_of: datetime | None = Query(None, description="Instant; only what was known then counts. Default: now."),
+    here: Installation = Depends(installation),
+) -> dict[str, Any]:
+    """The contact's features as of an instant, as the models see them."""
+    instant = here.clock.now() if as_of is None else aware(as_of, "as_of")
+    with here.database.reading() as session, as_problem():
+        vector = online_features(session, [find_contact(session, user_id)], instant, DEFAULT_VIEWS)[0]
+    return {
+        "user_id": user_id,
+        "as_of": instant,
+        "view_set": DEFAULT_VIEWS.version,
+        "features": {
+            name: value if math.isfinite(value) else None
+            for name, value in zip(DEFAULT_VIEWS.names, vector.tolist(), strict=True)
+        },
+    }
+
+
+@router.get("/{user_id:path}/predictions")
+def read_predictions(user_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """What the contact is expected to do, computed now; null with a why where nothing can be said."""
+    now = here.clock.now()
+    with here.database.reading() as session:
+        key = find_contact(session, user_id)
+        predictions = predict(session, [key], here.serving, as_of=now)
+        return shown_predictions(session, predictions, [user_id], here.settings)[0]
+
+
+@router.get("/{user_id:path}")
+def read_contact(user_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """Profile: traits, time zone, address, consent in force, names."""
+    with here.database.reading() as session:
+        row = session.get_one(ContactRow, find_contact(session, user_id))
+        identities = session.scalars(
+            select(IdentityRow.identity)
+            .where(IdentityRow.contact_key == row.contact_key)
+            .order_by(IdentityRow.created_at, IdentityRow.identity)
+        ).all()
+        return _shown(row) | {"identities": list(identities), "consent": _consent(session, row.contact_key)}
+
+
+def _shown(row: ContactRow) -> dict[str, Any]:
+    return {
+        "user_id": row.user_id,
+        "email": row.email,
+        "timezone": row.timezone,
+        "timezone_source": row.timezone_source,
+        "traits": row.traits,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+    }
+
+
+def _consent(session: Session, contact_key: int) -> list[dict[str, Any]]:
+    lines = session.scalars(
+        select(ConsentRow).where(ConsentRow.contact_key == contact_key).order_by(ConsentRow.consent_id)
+    )
+    in_force = {(line.channel, line.topic): line for line in lines}
+    return [
+        {
+            "channel": line.channel,
+            "topic": line.topic,
+            "state": line.state,
+            "source": line.source,
+            "text_version": line.text_version,
+            "at": line.at,
+        }
+        for line in in_force.values()
+    ]
+
+
+def _shown_event(row: EventRow) -> dict[str, Any]:
+    return {
+        "seq": row.seq,
+        "event": row.kind,
+        "occurred_at": from_micros(row.occurred_at),
+        "received_at": from_micros(row.received_at),
+        "message_id": row.message_id,
+        "ref": row.ref,
+        "value_minor": row.value_minor,
+        "human_probability": None if row.human_ppm is None else row.human_ppm / 1e6,
+        "is_repeat": row.is_repeat,
+        "is_imported": row.is_imported,
+        "properties": json.loads(row.properties) if row.properties else {},
+    }

@@ -1,0 +1,173 @@
+"""Decisions taken through the API for the caller's own pages, their replay, and the rewards reported for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from features.contacts import resolve
+from features.events import NewEvent, append
+from features.tables import to_micros
+from features.vocabulary import ARM_SHOWN, REWARD_RECEIVED
+from service.api.installation import Installation, allow, as_problem, installation
+from service.errors import NotFound
+from service.flow.decide import decide_for, replay
+from service.flow.ingest import minor_units
+from service.suppression import identities_of, identity_of
+from service.tables import ContactRow, DecisionRow
+
+router = APIRouter(prefix="/v1", tags=["decisions"])
+
+
+class DecisionRequest(BaseModel):
+    """For whom to choose, and on which occasion; the same occasion gets the same answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    experiment: str = Field(min_length=1, max_length=60)
+    user_ids: list[str] = Field(min_length=1, max_length=1_000)
+    occurrence: str = Field(min_length=1, max_length=100)
+
+
+class RewardBody(BaseModel):
+    """What came of a decision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decision_id: str = Field(min_length=1, max_length=40)
+    kind: Literal["click", "open", "conversion", "revenue"]
+    value: float = Field(1.0, ge=0, le=1e9, allow_inf_nan=False)
+
+
+Rewards = Annotated[list[RewardBody], Field(min_length=1, max_length=1_000)]
+
+
+@router.post("/decisions", dependencies=[Depends(allow("write"))])
+def make_decisions(asked: DecisionRequest, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """An arm for each contact, with its propensity; logged as shown. Contacts that are not known yet are created."""
+    now = here.clock.now()
+    user_ids = list(dict.fromkeys(asked.user_ids))
+    with here.database.writing() as session, as_problem():
+        identities = {user_id: identity_of(user_id) for user_id in user_ids}
+        keys = resolve(session, list(identities.values()), now=now)
+        made = decide_for(
+            session,
+            asked.experiment,
+            [keys[identities[user_id]] for user_id in user_ids],
+            # The namespace of the sends stays theirs.
+            f"api:{asked.occurrence}",
+            now=now,
+        )
+        rows = _decisions(session, made.decision_id)
+        append(
+            session,
+            [
+                _shown_event(rows[decision_id], identities[user_id], to_micros(now))
+                for user_id, decision_id in zip(user_ids, made.decision_id, strict=True)
+            ],
+            received_at=to_micros(now),
+            default_timezone=here.settings.timezone,
+        )
+        return {
+            "decisions": [
+                {
+                    "user_id": user_id,
+                    "decision_id": decision_id,
+                    "arm": rows[decision_id].arm_id,
+                    "propensity": rows[decision_id].propensity,
+                    "snapshot": rows[decision_id].snapshot_id,
+                }
+                for user_id, decision_id in zip(user_ids, made.decision_id, strict=True)
+            ]
+        }
+
+
+@router.get("/decisions/{decision_id}", dependencies=[Depends(allow("read"))])
+def read_decision(decision_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """A decision, and the same decision drawn again from what was stored."""
+    with here.database.reading() as session:
+        row = session.get(DecisionRow, decision_id)
+        if row is None:
+            raise NotFound(f"there is no decision {decision_id[:60]!r}")
+        contact = session.get(ContactRow, row.contact_key)
+        again = replay(session, [decision_id])[0]
+        return {
+            "decision_id": row.decision_id,
+            "experiment": row.experiment_id,
+            "user_id": None if contact is None else contact.user_id,
+            "occurrence": row.occurrence,
+            "send_id": None if row.send_id is None else str(row.send_id),
+            "arm": row.arm_id,
+            "propensity": row.propensity,
+            "draw": row.draw,
+            "eligible": row.eligible,
+            "snapshot": row.snapshot_id,
+            "wave": row.wave,
+            "reason": row.reason,
+            "decided_at": row.decided_at,
+            "replay": {"arm": again.arm_id, "propensity": again.propensity, "is_equal": again.is_equal},
+        }
+
+
+@router.post("/rewards", dependencies=[Depends(allow("write"))])
+def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """Rewards of decisions, each counted once for its decision and kind, however often it is reported."""
+    now = here.clock.now()
+    rewards = body if isinstance(body, list) else [body]
+    with here.database.writing() as session:
+        rows = _decisions(session, [reward.decision_id for reward in rewards])
+        identities = identities_of(session, {row.contact_key for row in rows.values()})
+        for reward in rewards:
+            if reward.decision_id not in rows:
+                raise NotFound(f"there is no decision {reward.decision_id!r}; name the id that was answered")
+        appended = append(
+            session,
+            [
+                NewEvent(
+                    contact_key=rows[reward.decision_id].contact_key,
+                    kind=REWARD_RECEIVED,
+                    occurred_at=to_micros(now),
+                    message_id=f"kairos/reward/{reward.decision_id}/{reward.kind}",
+                    identity=identities[rows[reward.decision_id].contact_key],
+                    ref=reward.decision_id,
+                    value_minor=minor_units(reward.value, here.settings.currency) if reward.kind == "revenue" else None,
+                    properties={"kind": reward.kind, "value": reward.value},
+                )
+                for reward in rewards
+            ],
+            received_at=to_micros(now),
+            default_timezone=here.settings.timezone,
+        )
+    return {"stored": appended.stored, "duplicates": appended.duplicates}
+
+
+def _decisions(session: Session, decision_ids: tuple[str, ...] | list[str]) -> dict[str, DecisionRow]:
+    query = select(DecisionRow).where(DecisionRow.decision_id.in_(decision_ids))
+    return {row.decision_id: row for row in session.scalars(query)}
+
+
+def _shown_event(row: DecisionRow, identity: str, now: int) -> NewEvent:
+    return NewEvent(
+        contact_key=row.contact_key,
+        kind=ARM_SHOWN,
+        occurred_at=now,
+        message_id=f"kairos/shown/{row.decision_id}",
+        identity=identity,
+        ref=row.decision_id,
+        properties={
+            "decisions": [
+                {
+                    "decision_id": row.decision_id,
+                    "experiment_id": row.experiment_id,
+                    "arm_id": row.arm_id,
+                    "propensity": row.propensity,
+                    "snapshot_id": row.snapshot_id,
+                    "wave": row.wave,
+                }
+            ]
+        },
+    )

@@ -1,0 +1,109 @@
+"""Is everything in place? Database, lake, models, mail server: each says what is wrong and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.database import MIGRATIONS, Database
+from service.settings import Settings
+from service.tables import ServingModelRow
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One part of the installation, and how it is."""
+
+    name: str
+    ok: bool
+    #: How it is, and what to do where it is not well.
+    says: str
+
+
+def check_database(database: Database) -> Check:
+    """Whether the database answers and has the tables of this version."""
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    try:
+        with database.engine.connect() as connection:
+            at = MigrationContext.configure(connection).get_current_revision()
+    except SQLAlchemyError as error:
+        reason = type(getattr(error, "orig", None) or error).__name__
+        return Check("database", False, f"does not answer ({reason}); see to KAIROS_DATABASE_URL")
+    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    if at != head:
+        return Check(
+            "database",
+            False,
+            f"its tables are at {at}, not at {head}; run `kairos db upgrade`",
+        )
+    return Check("database", True, f"{database.url.get_backend_name()} answers, its tables are at {head}")
+
+
+def check_lake(settings: Settings) -> Check:
+    """Whether the lake's place can be reached; an empty one is well."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(settings.lake)
+        exists = filesystem.exists(path)
+        if exists:
+            filesystem.ls(path)
+    except (OSError, ValueError, ImportError) as error:
+        return Check("lake", False, f"{settings.lake} cannot be read ({error}); see to KAIROS_LAKE_URL")
+    return Check("lake", True, "can be read" if exists else "is empty; `kairos features sync` fills it")
+
+
+def check_models(database: Database) -> Check:
+    """Whether what should serve can be loaded from its files."""
+    from pathlib import Path
+
+    from training.serving import load_model
+
+    try:
+        with database.reading() as session:
+            rows = session.scalars(select(ServingModelRow).order_by(ServingModelRow.name)).all()
+    except SQLAlchemyError:
+        return Check("models", False, "cannot be looked up while the database does not answer or has no tables")
+    if not rows:
+        return Check("models", True, "none serves yet; `kairos train all` trains and promotes them")
+    broken = []
+    for row in rows:
+        try:
+            load_model(Path(row.path))
+        except (OSError, ValueError) as error:
+            broken.append(f"{row.name} {row.version}: {error}")
+    if broken:
+        return Check("models", False, "; ".join(broken))
+    return Check("models", True, ", ".join(f"{row.name} {row.version}" for row in rows) + " serve")
+
+
+def check_mail(settings: Settings) -> Check:
+    """Whether the mail server lets us in. Nothing is sent."""
+    import smtplib
+    import ssl
+    from urllib.parse import unquote, urlsplit
+
+    url = urlsplit(settings.smtp_url)
+    if url.scheme == "outbox":
+        return Check("mail", True, "mails become files in HOME/outbox; set KAIROS_SMTP_URL to send them")
+    where = f"{url.hostname}:{url.port}" if url.port else str(url.hostname)
+    try:
+        if url.scheme == "smtps":
+            context = ssl.create_default_context()
+            server: smtplib.SMTP = smtplib.SMTP_SSL(str(url.hostname), url.port or 465, timeout=10, context=context)
+        else:
+            server = smtplib.SMTP(str(url.hostname), url.port or 25, timeout=10)
+        with server:
+            server.ehlo()
+            if url.scheme == "smtp" and server.has_extn("starttls"):
+                server.starttls(context=ssl.create_default_context())
+                server.ehlo()
+            if url.username:
+                server.login(unquote(url.username), unquote(url.password or ""))
+    except (OSError, smtplib.SMTPException, ValueError) as error:
+        return Check("mail", False, f"{where} cannot be used ({error}); see to KAIROS_SMTP_URL and the server")
+    return Check("mail", True, f"{where} answers")
