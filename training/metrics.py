@@ -236,7 +236,7 @@ def paired_difference(values: Array, contact_key: NDArray[np.int64]) -> Differen
     Examples
     --------
     >>> paired_difference(np.array([1.0, 3.0]), np.array([1, 2]))
-    Difference(mean=2.0, standard_error=1.4142135623730951)
+    Difference(mean=2.0, standard_error=1.0)
     """
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())

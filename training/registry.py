@@ -134,8 +134,8 @@ def log_and_register(
         return _read(client, name, version)
 
 
-def promote(name: str, version: int, *, tracking_uri: str) -> ModelVersion:
-    """Version ``version`` as the champion; what was the champion becomes ``previous``.
+def promote(name: str, version: int, *, tracking_uri: str) -> Path:
+    """Make ``version`` the champion and what was the champion ``previous``; the folder to serve from.
 
     Raises
     ------
@@ -143,18 +143,18 @@ def promote(name: str, version: int, *, tracking_uri: str) -> ModelVersion:
         If the model or the version does not exist.
     """
     with _client(tracking_uri) as client:
-        _read(client, name, version)
+        found = _read(client, name, version)
         current = _alias(client, name, CHAMPION)
         if current is not None and current != version:
             client.set_registered_model_alias(name, PREVIOUS, str(current))
         client.set_registered_model_alias(name, CHAMPION, str(version))
         if _alias(client, name, CHALLENGER) == version:
             client.delete_registered_model_alias(name, CHALLENGER)
-        return _read(client, name, version)
+        return found.folder
 
 
-def rollback(name: str, *, tracking_uri: str) -> ModelVersion:
-    """The previous version as the champion again; the two change places.
+def rollback(name: str, *, tracking_uri: str) -> int:
+    """Make the previous version the champion again, the two changing places; the version that serves now.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def rollback(name: str, *, tracking_uri: str) -> ModelVersion:
             )
         client.set_registered_model_alias(name, CHAMPION, str(previous))
         client.set_registered_model_alias(name, PREVIOUS, str(current))
-        return _read(client, name, previous)
+        return previous
 
 
 def mark_challenger(name: str, version: int, *, tracking_uri: str) -> None:

@@ -1,0 +1,362 @@
+"""One function per model: what the log holds → a fitted, judged, registered version; and the rolling backtest."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from features.labels import CHURN, CHURN_HORIZON_BOUNDS, CONVERSION, churn_horizon_days
+from features.lake import Lake
+from features.tables import from_micros, to_micros
+from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS
+from training import churn, conversion, registry, send_hour
+from training.datasets import (
+    DAY_MICROS,
+    Definition,
+    LogSpan,
+    burn_in_micros,
+    closed_sends,
+    log_span,
+    snapshot_instants,
+    training_set,
+    vectors_of,
+)
+from training.ladder import Judged, NotEnoughData, check_enough, fit_calibrated, judge
+from training.metrics import evaluate, log_losses, paired_difference
+from training.send_hour import FittedHours, Sends, Slice
+from training.serving import BrokenModel, ModelCard, ServedOutcome, load_model, write_model
+
+logger = logging.getLogger(__name__)
+
+MODELS = (churn.NAME, conversion.NAME, send_hour.NAME)
+#: A challenger may be worse than the champion by this many standard errors and still count as equal.
+NOISE_Z = 1.64
+#: Sends by which the send hour's strengths are tuned, and by which its rung is judged, start at these shares of time.
+TUNE_FROM, JUDGE_FROM = 0.5, 0.7
+
+
+@dataclass(frozen=True)
+class TrainedVersion:
+    """A registered version, how it did on the last closed window, and whether it serves."""
+
+    name: str
+    version: int
+    #: Plain files that serve it.
+    folder: Path
+    rung: str
+    #: Why this rung.
+    reason: str
+    metrics: dict[str, float]
+    promoted: bool
+    #: What the gate found.
+    gate: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a new version may serve, and why."""
+
+    passed: bool
+    reason: str
+
+
+def train(
+    name: str,
+    lake: Lake,
+    as_of: datetime,
+    *,
+    tracking_uri: str,
+    artifact_root: Path,
+    horizon_days: int | None = None,
+    seed: int = 0,
+    n_jobs: int = 1,
+) -> TrainedVersion:
+    """A version of ``name`` trained on what was known at ``as_of``: logged, registered, promoted if it passes the gate.
+
+    Parameters
+    ----------
+    name : str
+        ``churn``, ``conversion`` or ``send_hour``.
+    lake : Lake
+    as_of : datetime
+        Aware; outcomes after it are not looked at.
+    tracking_uri : str
+        MLflow's, ``sqlite:///…`` or a server.
+    artifact_root : Path
+        Folder of the versions' files.
+    horizon_days : int, optional
+        Days an outcome is awaited; default 30 for conversion, from the usual gap of buyers for churn.
+    seed : int
+        The same log, ``as_of`` and seed give the same model.
+    n_jobs : int
+        Buckets worked on at a time.
+
+    Raises
+    ------
+    NotEnoughData
+        With counts and remedy.
+    LookupError
+        If there is no model of that name or no event in the lake.
+    """
+    if name not in MODELS:
+        raise LookupError(f"no model is called {name!r}; choose one of {', '.join(MODELS)}")
+    until = to_micros(as_of)
+    with tempfile.TemporaryDirectory(prefix="kairos-train-") as scratch:
+        folder = Path(scratch) / name
+        if name == send_hour.NAME:
+            trained = _train_hours(lake, until, folder, n_jobs)
+        else:
+            trained = _train_outcome(name, lake, until, folder, horizon_days, seed, n_jobs, tracking_uri)
+        card, gate, manifest = trained
+        registered = registry.log_and_register(
+            folder,
+            name,
+            params={"rung": card.rung, "horizon_days": card.horizon_days, "seed": seed, "as_of": card.as_of},
+            metrics={key: value for key, value in card.metrics.items() if value is not None},
+            tags={**manifest, "rung": card.rung, "reason": card.reason, "as_of": card.as_of, "gate": gate.reason},
+            tracking_uri=tracking_uri,
+            artifact_root=artifact_root,
+        )
+    if gate.passed:
+        registry.promote(name, registered.version, tracking_uri=tracking_uri)
+    else:
+        registry.mark_challenger(name, registered.version, tracking_uri=tracking_uri)
+    logger.info(
+        "%s version %d trained (%s), %s",
+        name,
+        registered.version,
+        card.rung,
+        "promoted" if gate.passed else f"not promoted: {gate.reason}",
+        extra={"action": "model_trained", "model": name, "version": registered.version, "promoted": gate.passed},
+    )
+    metrics = {key: math.nan if value is None else value for key, value in card.metrics.items()}
+    return TrainedVersion(
+        name, registered.version, registered.folder, card.rung, card.reason, metrics, gate.passed, gate.reason
+    )
+
+
+Trained = tuple[ModelCard, Gate, dict[str, str]]
+
+
+def define(name: str, span: LogSpan, until: int, horizon_days: int | None) -> tuple[Definition, str]:
+    """The outcome with its horizon, and a word on the horizon where the history bounds it.
+
+    Judging takes a closed window at the cut-off and one before it to learn from: two horizons and the burn-in. Churn's
+    own horizon is shortened to what the history bears; one that was asked for, or conversion's, is refused.
+
+    Raises
+    ------
+    NotEnoughData
+        If the history is shorter than two horizons and the burn-in.
+    """
+    history = until - span.first
+    longest = (history - burn_in_micros(history)) // (2 * DAY_MICROS)
+    note = ""
+    if name == conversion.NAME:
+        horizon = horizon_days or conversion.HORIZON_DAYS
+    else:
+        horizon = horizon_days or churn_horizon_days(span.gaps_days)
+        if horizon_days is None and CHURN_HORIZON_BOUNDS[0] <= longest < horizon:
+            note = f"; three usual gaps are {horizon} days, a history of {history // DAY_MICROS} days bears {longest}"
+            horizon = int(longest)
+    if horizon < 1 or horizon > longest:
+        raise NotEnoughData(
+            f"{name} over {horizon} days cannot be judged on {history // DAY_MICROS} days of history: it takes two "
+            f"horizons and a burn-in; import a longer history or pass --horizon-days of at most {max(longest, 0)}"
+        )
+    if name == conversion.NAME:
+        says = f"an order in the next {horizon} days"
+        return Definition(CONVERSION, conversion.POPULATION, horizon, says), note
+    return Definition(CHURN, churn.population(horizon), horizon, f"no order in the next {horizon} days"), note
+
+
+def _train_outcome(
+    name: str,
+    lake: Lake,
+    until: int,
+    folder: Path,
+    horizon_days: int | None,
+    seed: int,
+    n_jobs: int,
+    tracking_uri: str,
+) -> Trained:
+    span = log_span(lake, until, n_jobs)
+    outcome, note = define(name, span, until, horizon_days)
+    cutoff = until - outcome.horizon_days * DAY_MICROS
+    instants = snapshot_instants(cutoff, span.first, outcome.horizon_days)
+    data = training_set(lake, DEFAULT_VIEWS, outcome, instants, n_jobs)
+    check_enough(data, name)
+    judged = judge(data, cutoff, outcome.horizon_days, seed)
+    fitted = fit_calibrated(judged.rung, data, outcome.horizon_days, seed)
+    card = ModelCard(
+        name=name,
+        kind="outcome",
+        rung=judged.rung,
+        reason=judged.reason + note,
+        view_set=DEFAULT_VIEWS.name,
+        view_set_version=DEFAULT_VIEWS.version,
+        horizon_days=outcome.horizon_days,
+        outcome=outcome.says,
+        as_of=from_micros(until).isoformat(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        metrics={**judged.metrics, "horizon_days": float(outcome.horizon_days)},
+        population=outcome.population,
+    )
+    write_model(folder, card, DEFAULT_VIEWS, fitted.estimator, fitted.calibration, data.X)
+    gate = gate_outcome(judged, _serving_outcome(name, tracking_uri), cutoff)
+    manifest = {key: str(value) for key, value in data.manifest.items() if key != "instants"}
+    return card, gate, manifest | {"instants": f"{len(instants)} from {from_micros(instants[0]).isoformat()}"}
+
+
+def _serving_outcome(name: str, tracking_uri: str) -> ServedOutcome | None:
+    try:
+        current = registry.champion(name, tracking_uri=tracking_uri)
+        model = None if current is None else load_model(current.folder)
+    except (LookupError, BrokenModel) as error:
+        logger.warning("the champion of %s cannot be compared with: %s", name, error, extra={"action": "gate_blind"})
+        return None
+    return model if isinstance(model, ServedOutcome) else None
+
+
+def gate_outcome(judged: Judged, current: ServedOutcome | None, cutoff: int) -> Gate:
+    """Not below the base rate, and not worse than the champion on the same rows by more than noise (log-loss).
+
+    A champion that was trained after the cut-off has seen these rows' outcomes. Then its recipe, its rung fitted on
+    what was known at the cut-off, stands in for it.
+    """
+    rows = judged.rows
+    losses = {name: log_losses(rows.y, p) for name, p in judged.probabilities.items()}
+    over_base = paired_difference(losses["base_rate"] - losses["served"], rows.contact_key)
+    if over_base.mean <= 0:
+        return Gate(False, f"below the base rate (log-loss gain {over_base.mean:+.4f} on {len(rows)} contacts)")
+    if current is None:
+        return Gate(True, f"first version; beats the base rate (log-loss gain {over_base.mean:+.4f})")
+    if to_micros(datetime.fromisoformat(current.card.as_of)) <= cutoff:
+        stands, theirs = f"version {current.version}", log_losses(rows.y, current.predict(rows.X))
+    else:
+        stands, theirs = f"version {current.version}'s recipe ({current.rung})", losses[current.rung]
+    difference = paired_difference(losses["served"] - theirs, rows.contact_key)
+    passed = difference.mean <= NOISE_Z * difference.standard_error
+    word = "not worse than" if passed else "worse than"
+    return Gate(
+        passed, f"{word} {stands} on {len(rows)} contacts (log-loss {difference.mean:+.4f}, z {difference.z:+.1f})"
+    )
+
+
+def _train_hours(lake: Lake, until: int, folder: Path, n_jobs: int) -> Trained:
+    sends = closed_sends(lake, until, n_jobs)
+    if len(sends) == 0:
+        raise NotEnoughData(
+            "send_hour has no send older than 24 h to learn from; it takes "
+            f"{send_hour.MIN_SENDS}, {send_hour.MIN_SPREAD_SENDS} of them outside the commonest hour: "
+            "send a campaign spread over the day"
+        )
+    found = _fit_hours(lake, sends, until, n_jobs)
+    contacts = np.unique(sends.contact_key)
+    X = vectors_of(lake, SEND_HOUR_VIEWS, contacts, until, n_jobs)
+    card = ModelCard(
+        name=send_hour.NAME,
+        kind="send_hour",
+        rung=found.model.rung,
+        reason=found.reason,
+        view_set=SEND_HOUR_VIEWS.name,
+        view_set_version=SEND_HOUR_VIEWS.version,
+        horizon_days=None,
+        outcome="a click or open by a person within 24 h of a mail sent at that local hour",
+        as_of=from_micros(until).isoformat(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        metrics={**found.metrics},
+    )
+    write_model(folder, card, SEND_HOUR_VIEWS, found.model, None, X)
+    manifest = {
+        "view_set": f"{SEND_HOUR_VIEWS.name}@{SEND_HOUR_VIEWS.version}",
+        "watermark": str(lake.watermark),
+        "rows": str(len(sends)),
+    }
+    return card, Gate(True, "flat unless hours provably differ, so it cannot do worse than not knowing"), manifest
+
+
+def _fit_hours(lake: Lake, sends: Sends, until: int, n_jobs: int) -> FittedHours:
+    reason = send_hour.too_little(sends)
+    if reason is not None:
+        return send_hour.default_model(sends, reason)
+    tune_from, judge_from = (int(t) for t in np.quantile(sends.sent_at, [TUNE_FROM, JUDGE_FROM]))
+
+    def known_at(instant: int) -> Sends:
+        return sends.take(sends.sent_at + send_hour.ANSWER_WINDOW_HOURS * 3_600_000_000 <= instant)
+
+    def after(begin: int, end: int) -> Slice:
+        later = sends.take((sends.sent_at >= begin) & (sends.sent_at < end))
+        contacts, row = np.unique(later.contact_key, return_inverse=True)
+        return Slice(vectors_of(lake, SEND_HOUR_VIEWS, contacts, begin, n_jobs), later, row)
+
+    tuning, judging = after(tune_from, judge_from), after(judge_from, until)
+    early, middle = known_at(tune_from), known_at(judge_from)
+    if min(len(early), len(middle), len(tuning.sends), len(judging.sends)) < send_hour.MIN_SPREAD_SENDS:
+        return send_hour.default_model(
+            sends, f"{len(sends)} sends left too close together to judge hours on later ones; the default hour stays"
+        )
+    contacts = np.unique(sends.contact_key)
+    X = vectors_of(lake, SEND_HOUR_VIEWS, contacts, until, n_jobs)
+    return send_hour.fit_hours(early, tuning, middle, judging, sends, X)
+
+
+def backtest(
+    name: str,
+    lake: Lake,
+    cutoffs: Sequence[datetime],
+    horizon_days: int | None = None,
+    *,
+    seed: int = 0,
+    n_jobs: int = 1,
+) -> pd.DataFrame:
+    """How ``name`` would have done at each cut-off, learning only from what was known there, beside its rivals.
+
+    Parameters
+    ----------
+    name : str
+        ``churn`` or ``conversion``.
+    lake : Lake
+    cutoffs : sequence of datetime
+        Aware; the outcome of each must be closed: the log reaches a horizon beyond the last.
+    horizon_days : int, optional
+
+    Returns
+    -------
+    DataFrame
+        One row per cut-off and model (``served``, each rung, ``recency``, ``orders``, ``base_rate``) with the figures
+        of ``training.metrics.evaluate``; ``rung`` and ``reason`` say what served.
+
+    Raises
+    ------
+    NotEnoughData
+        If a cut-off is not closed or too early to learn before it.
+    """
+    moments = sorted(to_micros(cutoff) for cutoff in cutoffs)
+    if not moments or name not in (churn.NAME, conversion.NAME):
+        raise ValueError(
+            f"a backtest takes churn or conversion and at least one cut-off, not {name!r} and {len(moments)}"
+        )
+    span = log_span(lake, moments[-1], n_jobs)
+    outcome, _ = define(name, span, moments[0] + (horizon_days or 1) * DAY_MICROS, horizon_days)
+    horizon = outcome.horizon_days
+    grids = {cutoff: snapshot_instants(cutoff, span.first, horizon) for cutoff in moments}
+    data = training_set(lake, DEFAULT_VIEWS, outcome, sorted({t for grid in grids.values() for t in grid}), n_jobs)
+    tables = []
+    for cutoff, grid in grids.items():
+        judged = judge(data.rows(np.isin(data.as_of, grid)), cutoff, horizon, seed)
+        for model, probability in judged.probabilities.items():
+            figures = evaluate(judged.rows.y, probability)
+            said = (
+                {"rung": judged.rung, "reason": judged.reason} if model == "served" else {"rung": model, "reason": ""}
+            )
+            tables.append({"cutoff": from_micros(cutoff), "model": model, **said, **figures})
+    return pd.DataFrame(tables)
