@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ class Database:
     ----------
     url : str
         SQLAlchemy URL: ``sqlite:///…`` or ``postgresql+psycopg://…``.
+    is_durable : bool
+        False lets SQLite skip its disk flushes: a power cut may then cost the last commits. For throwaway databases.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_durable: bool = True) -> None:
         parsed = make_url(url)
         if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -50,7 +53,7 @@ class Database:
         self.engine: Engine = create_engine(parsed, pool_size=20, max_overflow=40, **options)
         self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
         if self.is_sqlite:
-            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "connect", partial(_configure_sqlite, is_durable))
             event.listen(self.engine, "begin", _begin_sqlite)
         self._writer = self.engine.execution_options(kairos_write=True)
 
@@ -79,12 +82,12 @@ class Database:
         self.engine.dispose()
 
 
-def _configure_sqlite(connection: Any, _record: Any) -> None:
+def _configure_sqlite(is_durable: bool, connection: Any, _record: Any) -> None:
     # isolation_level None hands BEGIN to us; FULL makes a 200 and an `accepted` survive a power cut.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA synchronous={'FULL' if is_durable else 'OFF'}")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     cursor.execute("PRAGMA cache_size=-65536")

@@ -52,7 +52,7 @@ def database(empty_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
     """A fresh SQLite database."""
     path = tmp_path / "kairos.db"
     shutil.copy(empty_sqlite, path)
-    fresh = Database(f"sqlite:///{path}")
+    fresh = Database(f"sqlite:///{path}", is_durable=False)
     yield fresh
     fresh.close()
 
