@@ -513,7 +513,9 @@ def iterate_after(
     while True:
         rows = _rows(session, query, {"after": seq})
         for row in rows:
-            yield LoggedEvent(*row[:11], *map(bool, row[11:13]), json.loads(row[13]) if row[13] else {})
+            properties = json.loads(row[13]) if row[13] else {}
+            values: list[Any] = [*row[:11], bool(row[11]), bool(row[12]), properties]
+            yield LoggedEvent(*values)
         if len(rows) < page:
             return
         seq = rows[-1][0]
