@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
 from service.api.installation import Installation, allow, aware, installation
-from service.api.paging import Cursor, Limit, page, position
+from service.api.paging import Cursor, Limit, before, page, position
 from service.api.sends import State, list_of_sends
 from service.campaigns import (
     NewCampaign,
@@ -62,9 +62,8 @@ def list_campaigns(
     query = select(CampaignRow).order_by(CampaignRow.created_at.desc(), CampaignRow.campaign_id.desc())
     last = position(here.settings.signing_key, cursor, "campaigns")
     if last is not None:
-        query = query.where(
-            tuple_(CampaignRow.created_at, CampaignRow.campaign_id) < tuple_(from_micros(last[0]), last[1])
-        )
+        place = (CampaignRow.created_at, CampaignRow.campaign_id)
+        query = query.where(before(place, (from_micros(last[0]), last[1])))
     with here.database.reading() as session:
         rows = session.scalars(query.limit(limit + 1)).all()
     return page(

@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Depends, Query
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from features.online import online_features
 from features.tables import from_micros
 from features.views import DEFAULT_VIEWS
 from service.api.installation import Installation, allow, as_problem, aware, find_contact, installation
-from service.api.paging import Cursor, Limit, page, position
+from service.api.paging import Cursor, Limit, before, page, position
 from service.api.predictions import shown_predictions
 from service.flow.predict import predict
 from service.tables import ConsentRow, ContactRow, EventRow, IdentityRow
@@ -53,7 +53,7 @@ def list_events(
         if event is not None:
             query = query.where(EventRow.kind == event)
         if last is not None:
-            query = query.where(tuple_(EventRow.occurred_at, EventRow.seq) < tuple_(*last))
+            query = query.where(before((EventRow.occurred_at, EventRow.seq), last))
         rows = session.scalars(query.order_by(EventRow.occurred_at.desc(), EventRow.seq.desc()).limit(limit + 1)).all()
     return page(
         here.settings.signing_key,

@@ -10,11 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
 from service.api.installation import Installation, allow, check_scope, installation, secret_of
-from service.api.paging import Cursor, Limit, page, position
+from service.api.paging import Cursor, Limit, before, page, position
 from service.api.problems import MAX_BODY, problem, problem_of, too_large
 from service.errors import BadRequest, Invalid, ServiceError, Unauthorized
 from service.flow.ingest import Ingested, MessageError, ingest, parse_instant
@@ -221,8 +221,8 @@ def list_quarantine(
     query = select(QuarantineRow).order_by(QuarantineRow.received_at.desc(), QuarantineRow.quarantine_id.desc())
     last = position(here.settings.signing_key, cursor, "quarantine")
     if last is not None:
-        at = tuple_(QuarantineRow.received_at, QuarantineRow.quarantine_id)
-        query = query.where(at < tuple_(from_micros(last[0]), last[1]))
+        at = (QuarantineRow.received_at, QuarantineRow.quarantine_id)
+        query = query.where(before(at, (from_micros(last[0]), last[1])))
     with here.database.reading() as session:
         rows = session.scalars(query.limit(limit + 1)).all()
     return page(

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from features.tables import from_micros, to_micros
 from service.api.installation import Installation, allow, installation
-from service.api.paging import Cursor, Limit, page, position
+from service.api.paging import Cursor, Limit, before, page, position
 from service.campaigns import experiment_report
 from service.errors import NotFound
 from service.flow.decide import Arm, NewExperiment, open_experiment
@@ -73,8 +73,8 @@ def list_experiments(
     query = select(ExperimentRow).order_by(ExperimentRow.created_at.desc(), ExperimentRow.experiment_id.desc())
     last = position(here.settings.signing_key, cursor, "experiments")
     if last is not None:
-        place = tuple_(ExperimentRow.created_at, ExperimentRow.experiment_id)
-        query = query.where(place < tuple_(from_micros(last[0]), last[1]))
+        place = (ExperimentRow.created_at, ExperimentRow.experiment_id)
+        query = query.where(before(place, (from_micros(last[0]), last[1])))
     with here.database.reading() as session:
         rows = session.scalars(query.limit(limit + 1)).all()
         arms = _arms(session, [row.experiment_id for row in rows])

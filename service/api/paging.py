@@ -7,6 +7,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Query
 from itsdangerous import BadData, URLSafeSerializer
+from sqlalchemy import ColumnElement, literal, tuple_
+from sqlalchemy.orm import QueryableAttribute
 
 from service.errors import Invalid
 
@@ -40,6 +42,21 @@ def position(signing_key: str, cursor: str | None, *query: Any) -> list[Any] | N
     if asked != [str(value) for value in query]:
         raise Invalid("the cursor is not one of this list; pass next_cursor unchanged, or none to begin anew")
     return list(last)
+
+
+def before(columns: Sequence[QueryableAttribute[Any]], values: Sequence[Any]) -> ColumnElement[bool]:
+    """Condition of lying before ``values`` in the order of ``columns``, each value bound in its column's type."""
+    return tuple_(*columns) < tuple_(*_bound(columns, values))
+
+
+def after(columns: Sequence[QueryableAttribute[Any]], values: Sequence[Any]) -> ColumnElement[bool]:
+    """Condition of lying after ``values`` in the order of ``columns``."""
+    return tuple_(*columns) > tuple_(*_bound(columns, values))
+
+
+def _bound(columns: Sequence[QueryableAttribute[Any]], values: Sequence[Any]) -> list[Any]:
+    # In a tuple comparison SQLAlchemy does not hand the column's type on; an instant would be compared as text.
+    return [literal(value, column.type) for column, value in zip(columns, values, strict=True)]
 
 
 def page(

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from features.contacts import find
 from service.api.installation import Installation, allow, installation
-from service.api.paging import Cursor, Limit, page, position
+from service.api.paging import Cursor, Limit, after, before, page, position
 from service.errors import Invalid, NotFound
 from service.flow.predict import MODELS, Predictions, predict
 from service.settings import Settings
@@ -73,7 +73,7 @@ def list_predictions(
         raise Invalid(f"min {minimum} lies above max {maximum}; exchange them")
     asked = ("predictions", model, minimum, maximum, sort)
     last = position(here.settings.signing_key, cursor, *asked)
-    place = tuple_(PredictionRow.probability, PredictionRow.contact_key)
+    place = (PredictionRow.probability, PredictionRow.contact_key)
     query = (
         select(PredictionRow, ContactRow.user_id)
         .join(ContactRow, ContactRow.contact_key == PredictionRow.contact_key)
@@ -81,10 +81,10 @@ def list_predictions(
     )
     if sort == "-probability":
         query = query.order_by(PredictionRow.probability.desc(), PredictionRow.contact_key.desc())
-        query = query if last is None else query.where(place < tuple_(*last))
+        query = query if last is None else query.where(before(place, last))
     else:
         query = query.order_by(PredictionRow.probability, PredictionRow.contact_key)
-        query = query if last is None else query.where(place > tuple_(*last))
+        query = query if last is None else query.where(after(place, last))
     with here.database.reading() as session:
         rows = session.execute(query.limit(limit + 1)).all()
         if not rows and last is None and not _was_scored(session, model):

@@ -106,7 +106,7 @@ def test_contacts_and_events_are_read_page_by_page(key: Any):
     )
     for path, name in (("/v1/contacts", "user_id"), ("/v1/contacts/0/events", "seq")):
         seen, cursor = [], None
-        while True:
+        for _ in range(10):
             page = key("GET", path, params={"limit": 3} | ({"cursor": cursor} if cursor else {})).json()
             seen += [item[name] for item in page["items"]]
             cursor = page["next_cursor"]
