@@ -5,8 +5,8 @@ then (``received_at``) does not count, so a label computed once stays what it wa
 
 Orders are netted: an order wholly cancelled, as known when the label closes, is no order. A cancellation
 
-* whose ``ref`` is that of an order of the same contact takes its value off that order (no value: all of it); the order
-  is wholly cancelled once nothing is left;
+* whose ``ref`` is that of an order of the same contact takes its value off that order (no value: all of it), also when
+  it arrives before the order does; the order is wholly cancelled once nothing is left;
 * with a ``ref`` of its own (a credit note) cancels the contact's latest earlier order of at most 30 days before that
   still stands, if its value covers that order's value; otherwise it is a partial return and changes no label.
 """

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,8 +25,6 @@ from fsspec.core import url_to_fs
 from sqlalchemy.orm import Session
 
 from features.events import COLUMN_TYPES, EventColumns, KindCodes, hash_ref, head, read_after, read_by_contact
-
-logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -263,7 +260,7 @@ class Lake:
                 before = manifest
                 manifest, files, buckets = self._add(manifest, EventColumns.concat(parts), watermark)
                 self._publish(manifest)
-                self._sweep(before, manifest)
+                self._sweep(before, manifest, [b for b, of in manifest.files.items() if of != before.files.get(b)])
                 rows += sum(map(len, parts))
                 written += files
                 compacted += buckets
@@ -332,7 +329,7 @@ class Lake:
             whole[bucket] = (self._write(bucket, f"base-{upto}", self._events(bucket, files)),)
         manifest = replace(building, files=whole)
         self._publish(manifest)
-        self._sweep(before, manifest)
+        self._sweep(before, manifest, whole)
         return SyncReport(rows, upto, len(whole), len(spilled))
 
     def _add(
@@ -404,13 +401,12 @@ class Lake:
                 os.remove(beside)
             raise
 
-    def _sweep(self, before: Manifest, after: Manifest) -> None:
-        """Files that ``before`` named and ``after`` does not are deleted, and with them what a crash left behind."""
+    def _sweep(self, before: Manifest, after: Manifest, written: Collection[int]) -> None:
+        """Files that only ``before`` names are deleted, and in the buckets just written what a crash left behind."""
         kept = {self._path(bucket, file.name) for bucket, files in after.files.items() for file in files}
         unnamed = {self._path(bucket, file.name) for bucket, files in before.files.items() for file in files} - kept
-        changed = [bucket for bucket in after.files if after.files[bucket] != before.files.get(bucket)]
         self._fs.invalidate_cache()
-        for bucket in changed:
+        for bucket in written:
             for path in self._fs.ls(f"{self._root}/bucket={bucket:03d}", detail=False):
                 if path not in kept:
                     unnamed.add(path)
