@@ -63,6 +63,10 @@ class GroupCommit(Generic[Item, Answer]):
             self._task = asyncio.get_running_loop().create_task(self._run())
         return future
 
+    def hurry(self) -> None:
+        """Let the group go now: whoever could add to it is waiting for it."""
+        self._full.set()
+
     async def drain(self) -> None:
         """Wait until everything handed in so far is committed (or has failed)."""
         while self._task is not None:

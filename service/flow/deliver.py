@@ -11,7 +11,8 @@ import asyncio
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -38,8 +39,8 @@ CAP_DAYS = 7
 BACK_OFF = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=4))
 #: A row stays ``attempting`` unquestioned for as long as a relay may take to answer the final dot, and a minute.
 ATTEMPT_LEASE_SECONDS = 660.0
-#: How long a group of ledger writes gathers.
-GROUP_SECONDS = 0.004
+#: How long a group of ledger writes gathers at most; it goes at once when every conversation waits for it.
+GROUP_SECONDS = 0.015
 LARGEST_GROUP = 500
 
 _SPENT_STATES = ("claimed", "attempting", "accepted", "unknown", "held_out")
@@ -290,7 +291,7 @@ async def deliver(
 
 
 async def _converse(queue: list[tuple[Claimed, Email]], provider: Provider, ledger: _Ledger) -> None:
-    async with provider.connection() as connection:
+    async with provider.connection() as connection, ledger.conversation():
         while queue:
             send, email = queue.pop()
             checked = await _check(connection, email)
@@ -346,11 +347,33 @@ class _Ledger:
             database, self._write, wait_seconds=GROUP_SECONDS, largest=LARGEST_GROUP
         )
         self._written: list[asyncio.Future[str]] = []
+        self._conversations = 0
+        #: Conversations that wait for their mail to be marked ``attempting``.
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def conversation(self) -> AsyncIterator[None]:
+        """A block in which one conversation goes on, for the ledger to know whether another mail may be ready soon."""
+        self._conversations += 1
+        try:
+            yield
+        finally:
+            self._conversations -= 1
+            self._hurry_if_all_wait()
+
+    def _hurry_if_all_wait(self) -> None:
+        if self._waiting and self._waiting >= self._conversations:
+            self._group.hurry()
 
     async def begin(self, send: Claimed, email: Email) -> bool:
         """Whether the send is now ``attempting``: it was still ours, and its contact may still be mailed."""
         future = self._group.put(_Entry("begin", send, email, self._clock.now()))
-        answer = await future
+        self._waiting += 1
+        self._hurry_if_all_wait()
+        try:
+            answer = await future
+        finally:
+            self._waiting -= 1
         if answer != "attempting":
             self._written.append(future)
         return answer == "attempting"

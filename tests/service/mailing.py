@@ -34,7 +34,9 @@ def subscribe(database: Database, n: int, *, now: datetime, prefix: str = "c") -
     return [keys[identity] for identity in identities]
 
 
-def add_template(database: Database, *, now: datetime, source: str = OFFER, subject: str = "For you, {{ first_name }}") -> None:
+def add_template(
+    database: Database, *, now: datetime, source: str = OFFER, subject: str = "For you, {{ first_name }}"
+) -> None:
     """The template ``offer``, version 1."""
     with database.writing() as session:
         session.add(

@@ -60,7 +60,13 @@ def parse(source: str, *, autoescape: bool, what: str = "template") -> BoundTemp
             line = source.count("\n", 0, match.start()) + 1
             raise Invalid(f"{what} line {line}: a range takes whole numbers below {LARGEST_RANGE}, such as (1..5)")
     try:
-        return environment(autoescape).from_string(source)
+        template = environment(autoescape).from_string(source)
+        # Liquid looks filters up when it renders; a misspelt one must not wait until the mails are due.
+        for name, places in template.analyze(include_partials=False).filters.items():
+            if name not in environment(autoescape).filters:
+                line = source.count("\n", 0, places[0].index) + 1
+                raise Invalid(f"{what} line {line}: unknown filter {name!r}; see Liquid's list of filters")
+        return template
     except LiquidError as error:
         raise Invalid(f"{what}{_place(error, source)}: {_reason(error)}") from error
     except RecursionError as error:
