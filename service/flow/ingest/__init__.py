@@ -17,17 +17,31 @@ from features import contacts, events
 from features.tables import to_micros
 from service.flow.ingest.message import (
     INTERNAL,
+    MAX_MINOR,
     Message,
     MessageError,
+    decimals_of,
     kept_body,
     minor_units,
     parse_instant,
     read_message,
+    valid_address,
 )
 from service.suppression import Consent, consent_states, set_consent
 from service.tables import ConsentRow, ContactRow, EventRow, IdentityRow, QuarantineRow
 
-__all__ = ["INTERNAL", "Ingested", "MessageError", "Quarantined", "ingest", "minor_units", "parse_instant"]
+__all__ = [
+    "INTERNAL",
+    "MAX_MINOR",
+    "Ingested",
+    "MessageError",
+    "Quarantined",
+    "decimals_of",
+    "ingest",
+    "minor_units",
+    "parse_instant",
+    "valid_address",
+]
 
 log = logging.getLogger(__name__)
 

@@ -229,13 +229,43 @@ def minor_units(value: Any, currency: str, name: str = "value") -> int:
         amount = Decimal(value.strip() if isinstance(value, str) else repr(value))
     except InvalidOperation:
         raise MessageError(f"{name} is {_said(value)}; send an amount such as 12.50") from None
-    decimals = 0 if currency in _NO_DECIMALS else 3 if currency in _THREE_DECIMALS else 2
+    decimals = decimals_of(currency)
     if not amount.is_finite() or abs(amount) > MAX_MINOR:
         raise MessageError(f"{name} is {_said(value)}; send a finite amount of at most {MAX_MINOR // 10**decimals:,}")
     minor = int((amount * 10**decimals).to_integral_value(ROUND_HALF_UP))
     if abs(minor) > MAX_MINOR:
         raise MessageError(f"{name} is {_said(value)}; send a finite amount of at most {MAX_MINOR // 10**decimals:,}")
     return minor
+
+
+def decimals_of(currency: str) -> int:
+    """Decimal places of a currency's minor unit (ISO 4217); 2 where it is not one of the exceptions.
+
+    Examples
+    --------
+    >>> decimals_of("GBP"), decimals_of("JPY"), decimals_of("KWD")
+    (2, 0, 3)
+    """
+    return 0 if currency in _NO_DECIMALS else 3 if currency in _THREE_DECIMALS else 2
+
+
+def valid_address(text: str) -> str | None:
+    """The address in its usual spelling, or None if ``text`` is none. Nothing is looked up.
+
+    Examples
+    --------
+    >>> valid_address(" Ann@Shop.Example "), valid_address("ann at shop")
+    ('Ann@shop.example', None)
+    """
+    try:
+        return _address(text)
+    except EmailNotValidError:
+        return None
+
+
+def _address(text: str) -> str:
+    # Domains reserved for tests (RFC 2606) are allowed: demo and tests send to them, into a local sink.
+    return str(validate_email(text.strip(), check_deliverability=False, test_environment=True).normalized)
 
 
 def kept_body(body: Any) -> str:
@@ -353,10 +383,7 @@ def _read_traits(traits: dict[str, Any], refused: list[str]) -> str | None:
             given = traits["email"]
             if not isinstance(given, str):
                 raise MessageError("it is no text")
-            # Domains reserved for tests (RFC 2606) are allowed: demo and tests send to them, into a local sink.
-            traits["email"] = validate_email(
-                given.strip(), check_deliverability=False, test_environment=True
-            ).normalized
+            traits["email"] = _address(given)
         except (EmailNotValidError, MessageError) as error:
             shown = _said(traits.pop("email"))
             refused.append(
