@@ -60,7 +60,7 @@ from service.tables import ContactRow, DecisionRow, EventRow, SendRow
 from service.templates import add_template, bundled_template
 from service.worker import Worker
 from training.serving import Serving
-from training.simulation import HUMAN_AGENT, PROXY_AGENT, World
+from training.simulation import HUMAN_AGENT, PROXY_AGENT, Response, World
 
 DAY = 86_400_000_000
 APPEND_CHUNK = 20_000
@@ -350,16 +350,9 @@ def _news(world: World, since: datetime, until: datetime) -> list[Any]:
 
 def _answers(world: World, mails: Sequence[bytes], user_of: dict[str, str], now: datetime) -> list[_Answer]:
     """How the people who got these mails will answer, read off the mails themselves."""
-    read = [_read(mail) for mail in mails]
-    responses = world.respond_many(
-        [user_of[mail.recipient] for mail in read],
-        [now] * len(read),
-        subjects=[_marked(mail.subject, SUBJECT_MARKS) for mail in read],
-        blocks=[_marked(mail.html, BLOCK_MARKS) for mail in read],
-        occurrences=[mail.send for mail in read],
-    )
+    read = [read_mail(mail) for mail in mails]
     answers = []
-    for mail, response in zip(read, responses, strict=True):
+    for mail, response in zip(read, responses_to(world, read, user_of, now), strict=True):
         for at, url, agent in (
             (response.open_at, mail.pixel, HUMAN_AGENT),
             (response.click_at, mail.links[0], HUMAN_AGENT),
@@ -373,8 +366,21 @@ def _answers(world: World, mails: Sequence[bytes], user_of: dict[str, str], now:
     return answers
 
 
+def responses_to(world: World, mails: Sequence[Mail], user_of: dict[str, str], now: datetime) -> list[Response]:
+    """How the people who get ``mails`` at ``now`` respond, by the arms that the mails show."""
+    return world.respond_many(
+        [user_of[mail.recipient] for mail in mails],
+        [now] * len(mails),
+        subjects=[_marked(mail.subject, SUBJECT_MARKS) for mail in mails],
+        blocks=[_marked(mail.html, BLOCK_MARKS) for mail in mails],
+        occurrences=[mail.send for mail in mails],
+    )
+
+
 @dataclass(frozen=True)
-class _Mail:
+class Mail:
+    """What a recipient sees of a mail."""
+
     recipient: str
     send: str
     subject: str
@@ -384,12 +390,13 @@ class _Mail:
     unsubscribe: str
 
 
-def _read(raw: bytes) -> _Mail:
+def read_mail(raw: bytes) -> Mail:
+    """A mail as it arrived, read by its headers and its HTML part."""
     message: EmailMessage = email.message_from_bytes(raw, policy=email.policy.default)  # type: ignore[assignment]
     body = message.get_body(("html",))
     html = body.get_content() if body is not None else ""
     targets = [unescape(target) for target in re.findall(r'(?:href|src)="([^"]+)"', html)]
-    return _Mail(
+    return Mail(
         recipient=message["To"].addresses[0].addr_spec,
         send=str(message["X-Kairos-Send"]),
         subject=str(message["Subject"]),

@@ -23,7 +23,7 @@ from training.serving import ServedModel
 MODELS = ("churn", "conversion", "send_hour")
 
 #: Rows of one transaction when scores are stored: no writer waits long behind it.
-STORE_CHUNK = 2_000
+STORE_CHUNK = 1_000
 
 #: Steps of the stored quantiles from which live percentiles are read.
 QUANTILES = 101
