@@ -1,0 +1,116 @@
+"""Send: claim what is due → hand it to the provider → write down what became of it; effectively once.
+
+``planned → claimed → attempting → accepted | failed | unknown``. A claim is committed before the provider hears of a
+mail, ``attempting`` just before its message leaves, the result after: whatever a crash interrupts, the row says whether
+the mail can have left. This step commits by itself, in groups, and so takes the database instead of a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from service.clock import Clock
+from service.database import Database
+from service.flow.deliver.claiming import Claim, Claimed, claim, database_now
+from service.flow.deliver.ledger import BACK_OFF, Ledger, Receipts
+from service.flow.deliver.recovery import Recovered, recover
+from service.flow.render import Email, RenderFailure
+from service.providers.base import Connection, Provider, Receipt
+from service.settings import Settings
+
+__all__ = [
+    "BACK_OFF",
+    "Claim",
+    "Claimed",
+    "Receipts",
+    "Recovered",
+    "claim",
+    "database_now",
+    "deliver",
+    "recover",
+]
+
+log = logging.getLogger(__name__)
+
+#: A row stays ``attempting`` unquestioned for as long as a relay may take to answer the final dot, and a minute.
+ATTEMPT_LEASE_SECONDS = 660.0
+
+
+async def deliver(
+    sends: Sequence[Claimed],
+    emails: Sequence[Email | RenderFailure],
+    provider: Provider,
+    database: Database,
+    *,
+    clock: Clock,
+    settings: Settings,
+    attempt_lease_seconds: float = ATTEMPT_LEASE_SECONDS,
+) -> Receipts:
+    """Hand each claimed send's mail to the provider over its connections, and log what became of it.
+
+    The recipient is checked while the send is ``claimed``. Then consent and suppression are looked at once more, in the
+    transaction that marks it ``attempting``; only then the message leaves. A held-out send is trapped here, after its
+    mail was made like any other. 4xx answers plan the send again later, 5xx fail it (5.1.x suppress the address), and a
+    line that breaks after the message began leaves ``unknown``.
+
+    Raises
+    ------
+    ValueError
+        If a send has no mail among ``emails``.
+    """
+    by_id = {email.send_id: email for email in emails}
+    for send in sends:
+        if send.send_id not in by_id:
+            raise ValueError(f"send {send.send_id} was claimed but not rendered; pass its mail or its RenderFailure")
+    ledger = Ledger(database, clock, settings.pepper, attempt_lease_seconds)
+    queue: list[tuple[Claimed, Email]] = []
+    for send in sends:
+        email = by_id[send.send_id]
+        if isinstance(email, RenderFailure):
+            ledger.finish(send, "failed", email.reason)
+        elif send.is_holdout:
+            ledger.finish(send, "held_out", "holdout: rendered, logged, not sent", email=email)
+        else:
+            queue.append((send, email))
+    queue.reverse()
+    n_connections = min(provider.connections, len(queue))
+    outcomes = await asyncio.gather(
+        *(_converse(queue, provider, ledger) for _ in range(n_connections)), return_exceptions=True
+    )
+    receipts = await ledger.receipts()
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return receipts
+
+
+async def _converse(queue: list[tuple[Claimed, Email]], provider: Provider, ledger: Ledger) -> None:
+    async with provider.connection() as connection, ledger.conversation():
+        while queue:
+            send, email = queue.pop()
+            checked = await _check(connection, email)
+            if checked.outcome != "accepted":
+                ledger.finish_with(send, email, checked)
+                continue
+            if not await ledger.begin(send, email):
+                await connection.abandon()
+                continue
+            ledger.finish_with(send, email, await _transmit(connection, email))
+
+
+async def _check(connection: Connection, email: Email) -> Receipt:
+    try:
+        return await connection.check(email.sender, email.recipient)
+    except Exception as error:
+        log.exception("the provider failed at the check", extra={"action": "check_failed", "send_id": email.send_id})
+        return Receipt("deferred", None, f"the provider failed at the check: {type(error).__name__}")
+
+
+async def _transmit(connection: Connection, email: Email) -> Receipt:
+    try:
+        return await connection.transmit(email.message_bytes)
+    except Exception as error:
+        log.exception("the provider failed sending", extra={"action": "transmit_failed", "send_id": email.send_id})
+        return Receipt("unknown", None, f"the provider failed after the message began: {type(error).__name__}")
