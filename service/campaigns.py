@@ -193,13 +193,14 @@ def schedule_campaign(
 def cancel_campaign(session: Session, campaign_id: str, *, now: datetime) -> int:
     """Cancel what has not left yet; returns how many sends were cancelled."""
     campaign = find_campaign(session, campaign_id, for_update=True)
-    cancelled = session.execute(
+    cancelled = session.scalars(
         update(SendRow)
         .where(SendRow.campaign_id == campaign_id, SendRow.state == "planned")
         .values(state="cancelled", reason="campaign cancelled", finished_at=now)
-    )
+        .returning(SendRow.send_id)
+    ).all()
     campaign.status = "cancelled"
-    return int(cancelled.rowcount)
+    return len(cancelled)
 
 
 def campaign_report(session: Session, campaign_id: str, *, now: datetime) -> dict[str, Any]:
@@ -350,7 +351,7 @@ def _wave_shares(session: Session, experiment_id: str) -> tuple[int, dict[str, f
     if not rows:
         return 0, {}, {}
     ends = [rows[0][1], rows[-1][1]]
-    policies = dict(
+    policies: dict[int, dict[str, Any]] = dict(
         session.execute(
             select(SnapshotRow.snapshot_no, SnapshotRow.policy).where(SnapshotRow.snapshot_no.in_(ends))
         ).all()

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.message import EmailMessage
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
             timezone=options.timezone,
             suppression_pepper=f"demo-{options.seed}",
             global_holdout=0.05,
-            _env_file=None,  # type: ignore[call-arg]
+            _env_file=None,
         )
         database = Database(settings.database)
         database.upgrade()
@@ -392,7 +391,7 @@ class Mail:
 
 def read_mail(raw: bytes) -> Mail:
     """A mail as it arrived, read by its headers and its HTML part."""
-    message: EmailMessage = email.message_from_bytes(raw, policy=email.policy.default)  # type: ignore[assignment]
+    message = email.message_from_bytes(raw, policy=email.policy.default)
     body = message.get_body(("html",))
     html = body.get_content() if body is not None else ""
     targets = [unescape(target) for target in re.findall(r'(?:href|src)="([^"]+)"', html)]
@@ -509,7 +508,7 @@ def write_events(database: Database, events: Sequence[Any], *, now: datetime, im
 def _users_by_address(database: Database) -> dict[str, str]:
     with database.reading() as session:
         rows = session.execute(select(ContactRow.email, ContactRow.user_id).where(ContactRow.email.is_not(None)))
-        return {address: user_id for address, user_id in rows}
+        return {address: user_id for address, user_id in rows if address is not None}
 
 
 def _import_counts(report: ImportReport) -> dict[str, Any]:

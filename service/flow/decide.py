@@ -30,6 +30,7 @@ KINDS = ("subject", "cta", "block", "layout")
 REWARDS = ("click", "open", "conversion")
 POLICIES = ("thompson", "uniform")
 CHUNK = 5_000
+_PARALLEL = ("decision_id", "experiment_id", "contact_key", "arm_id", "propensity", "snapshot_id")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def decide(session: Session, *, now: datetime, look_ahead: timedelta, limit: int
         .with_for_update(skip_locked=True)
     ).all()
     campaign_ids = {row.campaign_id for row in due if row.campaign_id}
-    experiments_of = dict(
+    experiments_of: dict[str, list[str]] = dict(
         session.execute(
             select(CampaignRow.campaign_id, CampaignRow.experiments).where(CampaignRow.campaign_id.in_(campaign_ids))
         ).all()
@@ -271,15 +272,7 @@ def decide_for(
                 )
             )
         }
-    rows = [made[key] for key in contact_keys]
-    return Decisions(
-        tuple(row.decision_id for row in rows),
-        tuple(row.experiment_id for row in rows),
-        tuple(row.contact_key for row in rows),
-        tuple(row.arm_id for row in rows),
-        tuple(row.propensity for row in rows),
-        tuple(row.snapshot_id for row in rows),
-    )
+    return Decisions(**{name: tuple(getattr(made[key], name) for key in contact_keys) for name in _PARALLEL})
 
 
 def replay(session: Session, decision_ids: Sequence[str]) -> tuple[Replay, ...]:
@@ -412,11 +405,7 @@ def _draw(
     ]
     for start in range(0, len(rows), CHUNK):
         session.execute(insert(DecisionRow), rows[start : start + CHUNK])
-    return Decisions(
-        *(tuple(row[name] for row in rows) for name in ("decision_id", "experiment_id", "contact_key", "arm_id")),
-        propensity=tuple(row["propensity"] for row in rows),
-        snapshot_id=tuple(row["snapshot_id"] for row in rows),
-    )
+    return Decisions(**{name: tuple(row[name] for row in rows) for name in _PARALLEL})
 
 
 def _draws(
@@ -431,8 +420,8 @@ def _decision_id(experiment_id: str, contact_key: int, occurrence: str) -> str:
 
 
 def _joined(parts: Sequence[Decisions], send_ids: tuple[int, ...]) -> Decisions:
-    names = ("decision_id", "experiment_id", "contact_key", "arm_id", "propensity", "snapshot_id")
-    return Decisions(*(tuple(v for part in parts for v in getattr(part, name)) for name in names), send_ids=send_ids)
+    joined = {name: tuple(value for part in parts for value in getattr(part, name)) for name in _PARALLEL}
+    return Decisions(**joined, send_ids=send_ids)
 
 
 def _check(new: NewExperiment) -> None:

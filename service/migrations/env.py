@@ -1,14 +1,15 @@
 """Runs migrations on the connection that `Database.upgrade` hands over."""
 
-from typing import Any
+from typing import Any, Literal
 
 from alembic import context
+from alembic.autogenerate.api import AutogenContext
 
 from features.tables import UtcMicros
 from service.tables import Base
 
 
-def render_item(type_: str, item: Any, autogen_context: Any) -> str | bool:
+def render_item(type_: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
     """Write our column types into migrations as what they are in the database."""
     if type_ == "type" and isinstance(item, UtcMicros):
         return "sa.BigInteger()"
