@@ -282,7 +282,11 @@ def _kernel() -> Any:
         t.int64,  # n_hidden
         t.Array(t.float64, 2, "C"),  # out
     )
-    return njit(signature, cache=True, nogil=True)(_sweep)
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(signature, cache=True, **options)(_sweep)
+    except RuntimeError:  # no folder to cache in (a read-only installation): compile in memory
+        return njit(signature, **options)(_sweep)
 
 
 def _sweep(
@@ -311,22 +315,13 @@ def _sweep(
 ) -> bool:
     n_events = len(contact_key)
     n_instants = len(contacts)
-    any_answers = False
-    for s in range(len(stream_table)):
-        any_answers = any_answers or stream_table[s, 5] > 0
-    capacity = 256
+    capacity = 256  # events of one contact
+    known = np.empty(capacity, np.int64)
     mask = np.empty(capacity, np.uint64)
     send_hour = np.empty(capacity, np.int16)
-    k_time = np.empty(capacity, np.int64)
-    k_kind = np.empty(capacity, np.int32)
-    k_value = np.empty(capacity, np.int64)
-    k_hour = np.empty(capacity, np.int16)
-    k_human = np.empty(capacity, np.int32)
-    k_repeat = np.empty(capacity, np.bool_)
-    k_ref = np.empty(capacity, np.int64)
     scratch = np.empty((7, capacity + 1), np.int64)
     histogram = np.zeros(24, np.int64)
-    asked = 16
+    asked = 16  # instants of one contact
     ends = np.empty(asked, np.int64)
     rows = np.empty(asked, np.int64)
     hidden = np.empty((asked, n_hidden), np.float64)
@@ -363,60 +358,36 @@ def _sweep(
             end += 1
         if end < n_events and contact_key[end] < key:
             return False
-        n = end - begin
-        if n > capacity:
-            capacity = 2 * n
+        if end - begin > capacity:
+            capacity = 2 * (end - begin)
+            known = np.empty(capacity, np.int64)
             mask = np.empty(capacity, np.uint64)
             send_hour = np.empty(capacity, np.int16)
-            k_time = np.empty(capacity, np.int64)
-            k_kind = np.empty(capacity, np.int32)
-            k_value = np.empty(capacity, np.int64)
-            k_hour = np.empty(capacity, np.int16)
-            k_human = np.empty(capacity, np.int32)
-            k_repeat = np.empty(capacity, np.bool_)
-            k_ref = np.empty(capacity, np.int64)
             scratch = np.empty((7, capacity + 1), np.int64)
 
-        if not late:
+        # All instants in one round; a late contact's one by one, each over the events known then.
+        for a in range(n_asked if late else 1):
+            z = a + 1 if late else n_asked
+            n = 0
+            for i in range(begin, end):
+                if not late or (occurred_at[i] < ends[a] and received_at[i] <= ends[a]):
+                    known[n] = i
+                    n += 1
             _assign(
-                occurred_at[begin:end], kind[begin:end], hour_of_week[begin:end], human_ppm[begin:end],
-                is_repeat[begin:end], ref[begin:end], human, machine, is_send, stream_table, any_answers,
-                mask, send_hour,
+                known[:n], occurred_at, kind, hour_of_week, human_ppm, is_repeat, ref, human, machine, is_send,
+                stream_table, mask, send_hour,
             )  # fmt: skip
             _values(
-                occurred_at[begin:end], value_minor[begin:end], hour_of_week[begin:end], mask, send_hour,
-                ends[:n_asked], rows[:n_asked], stream_table, group_table, operation_table, scratch, histogram,
-                out, hidden,
+                known[:n], occurred_at, value_minor, hour_of_week, mask, send_hour, ends[a:z], rows[a:z],
+                stream_table, group_table, operation_table, scratch, histogram, out, hidden,
             )  # fmt: skip
-            _derive(rows[:n_asked], derived_table, derived_priors, out, hidden)
-        else:
-            for k in range(n_asked):
-                m = 0
-                for i in range(begin, end):
-                    if occurred_at[i] < ends[k] and received_at[i] <= ends[k]:
-                        k_time[m] = occurred_at[i]
-                        k_kind[m] = kind[i]
-                        k_value[m] = value_minor[i]
-                        k_hour[m] = hour_of_week[i]
-                        k_human[m] = human_ppm[i]
-                        k_repeat[m] = is_repeat[i]
-                        k_ref[m] = ref[i]
-                        m += 1
-                _assign(
-                    k_time[:m], k_kind[:m], k_hour[:m], k_human[:m], k_repeat[:m], k_ref[:m],
-                    human, machine, is_send, stream_table, any_answers, mask, send_hour,
-                )  # fmt: skip
-                _values(
-                    k_time[:m], k_value[:m], k_hour[:m], mask, send_hour, ends[k : k + 1], rows[k : k + 1],
-                    stream_table, group_table, operation_table, scratch, histogram, out, hidden,
-                )  # fmt: skip
-                _derive(rows[k : k + 1], derived_table, derived_priors, out, hidden)
+            _derive(rows[a:z], derived_table, derived_priors, out, hidden)
         begin = end
         first = last
     return True
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _seek(keys: Any, start: int, key: int) -> int:
     """First position from ``start`` on whose key is at least ``key``: doubling steps, then bisection."""
     n = len(keys)
@@ -438,8 +409,9 @@ def _seek(keys: Any, start: int, key: int) -> int:
     return low
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _assign(
+    known: Any,
     time: Any,
     kind: Any,
     hour: Any,
@@ -450,19 +422,14 @@ def _assign(
     machine: Any,
     is_send: Any,
     stream_table: Any,
-    any_answers: bool,
     mask: Any,
     send_hour: Any,
 ) -> None:
-    """Which streams each event is in, as bits of ``mask``; and, for answers, the hour of the send they answer."""
-    n = len(time)
+    """Which streams each known event is in, as bits of ``mask``; of answers also the hour of the send they answer."""
+    n = len(known)
     for i in range(n):
-        if human_ppm[i] >= HUMAN_PPM and not is_repeat[i]:
-            mask[i] = human[kind[i]]
-        else:
-            mask[i] = machine[kind[i]]
-    if not any_answers:
-        return
+        e = known[i]
+        mask[i] = human[kind[e]] if human_ppm[e] >= HUMAN_PPM and not is_repeat[e] else machine[kind[e]]
     for s in range(len(stream_table)):
         within = stream_table[s, 5]
         if within == 0:
@@ -471,24 +438,25 @@ def _assign(
         for i in range(n - 1, -1, -1):  # backwards: an earlier event's bit still says "in the stream" when it is asked
             if not mask[i] & bit:
                 continue
+            e = known[i]
             answers = False
-            if ref[i] != 0:
-                j = i - 1
-                while j >= 0 and time[j] >= time[i] - within:
-                    if ref[j] == ref[i]:
-                        if is_send[kind[j]]:
-                            answers = True
-                            send_hour[i] = hour[j]
-                            break
-                        if mask[j] & bit:
-                            break
-                    j -= 1
+            j = i - 1
+            while j >= 0 and ref[e] != 0 and time[known[j]] >= time[e] - within:
+                if ref[known[j]] == ref[e]:
+                    if is_send[kind[known[j]]]:
+                        answers = True
+                        send_hour[i] = hour[known[j]]
+                        break
+                    if mask[j] & bit:
+                        break
+                j -= 1
             if not answers:
                 mask[i] &= ~bit
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _values(
+    known: Any,
     time: Any,
     value: Any,
     hour: Any,
@@ -505,7 +473,6 @@ def _values(
     hidden: Any,
 ) -> None:
     """Every operation of every stream at the ascending instants ``ends``, written to ``out`` (or kept aside)."""
-    n_all = len(time)
     n_columns = out.shape[1]
     times = scratch[0]
     sums = scratch[1]
@@ -513,7 +480,7 @@ def _values(
     ordinal = scratch[3]  # of the event's UTC day among the stream's days with an event
     starts = scratch[4]  # minute of the first event of each such day
     squares = scratch[5]  # prefix sums of the squared minutes between those
-    chosen = scratch[6]  # positions of the stream's events
+    chosen = scratch[6]  # the stream's events among the known ones
     for s in range(len(stream_table)):
         bit = np.uint64(1) << np.uint64(s)
         with_values = stream_table[s, 2] != 0
@@ -521,17 +488,17 @@ def _values(
         with_hours = stream_table[s, 4] != 0
         answers = stream_table[s, 5] != 0
         n = 0
-        for i in range(n_all):  # without a branch: an event outside the stream is overwritten by the next
+        for i in range(len(known)):  # without a branch: an event outside the stream is overwritten by the next
             chosen[n] = i
-            times[n] = time[i]
+            times[n] = time[known[i]]
             n += (mask[i] & bit) != 0
         if with_values:
             sums[0] = 0
             for i in range(n):
-                sums[i + 1] = sums[i] + value[chosen[i]]
+                sums[i + 1] = sums[i] + value[known[chosen[i]]]
         if with_hours:
             for i in range(n):
-                hours[i] = (send_hour[chosen[i]] if answers else hour[chosen[i]]) % 24
+                hours[i] = (send_hour[chosen[i]] if answers else hour[known[chosen[i]]]) % 24
         if with_days:
             n_days = 0
             day = np.int64(-1)
@@ -617,7 +584,7 @@ def _values(
                         hidden[k, column - n_columns] = result
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _derive(rows: Any, derived_table: Any, derived_priors: Any, out: Any, hidden: Any) -> None:
     """What is computed from counts: rates drawn to their prior, and trends."""
     n_columns = out.shape[1]
