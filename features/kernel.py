@@ -282,7 +282,7 @@ def _kernel() -> Any:
         t.int64,  # n_hidden
         t.Array(t.float64, 2, "C"),  # out
     )
-    options = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(signature, cache=True, **options)(_sweep)
     except RuntimeError:  # no folder to cache in (a read-only installation): compile in memory
