@@ -28,6 +28,7 @@ from service.clock import Clock, SystemClock
 from service.database import Database
 from service.flow.predict import refresh_serving
 from service.hits import HitBuffer
+from service.logs import configure
 from service.settings import Settings
 from training.serving import Serving
 
@@ -59,7 +60,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(_refresh, here)
+        await asyncio.to_thread(_refresh, here, wait=True)
         watching = asyncio.create_task(_watch_models(here))
         yield
         watching.cancel()
@@ -82,15 +83,22 @@ def create_app(
     return app
 
 
+def from_environment() -> FastAPI:
+    """The application of the installation that the environment describes, for servers of several processes."""
+    settings = Settings()
+    configure(settings.log_level)
+    return create_app(settings, Database(settings.database))
+
+
 async def _watch_models(here: Installation) -> None:
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
         await asyncio.to_thread(_refresh, here)
 
 
-def _refresh(here: Installation) -> None:
+def _refresh(here: Installation, wait: bool = False) -> None:
     try:
         with here.database.reading() as session:
-            refresh_serving(session, here.serving, now=here.clock.now())
+            refresh_serving(session, here.serving, now=here.clock.now(), wait=wait)
     except SQLAlchemyError as error:
         log.warning("which models serve could not be read: %s", error, extra={"action": "models_not_refreshed"})

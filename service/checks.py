@@ -43,6 +43,13 @@ def check_database(database: Database) -> Check:
     return Check("database", True, f"{database.url.get_backend_name()} answers, its tables are at {head}")
 
 
+def is_fresh(database: Database) -> bool:
+    """Whether the database has no table at all yet."""
+    from sqlalchemy import inspect
+
+    return not inspect(database.engine).get_table_names()
+
+
 def check_lake(settings: Settings) -> Check:
     """Whether the lake's place can be reached; an empty one is well."""
     import fsspec

@@ -221,7 +221,7 @@ def _lines(
     at = _instants(table[columns["date"]], zone)
     date = columns["date"]
     refuse(at.isna(), f"{date} is no date; write it as 2011-03-01 12:30")
-    micros = at.astype("datetime64[us]").astype("int64").to_numpy()
+    micros = at.astype("datetime64[us]").astype("int64").to_numpy(np.int64)
     refuse(micros < 0, f"{date} lies before 1970")
     refuse(micros > to_micros(now), f"{date} lies in the future")
     if "total" in columns and "price" not in columns:
@@ -256,7 +256,9 @@ def _lines(
             "contact": contact[kept],
             "at": micros[kept],
             "quantity": quantity[kept].abs(),
-            "value_minor": _line_values(quantity[kept].to_numpy(), price[kept].to_numpy(), decimals),
+            "value_minor": _line_values(
+                quantity[kept].to_numpy(np.float64), price[kept].to_numpy(np.float64), decimals
+            ),
             "is_cancelled": begins_with_c[kept] | (quantity[kept] < 0).to_numpy(),
             "email": _ids(table[columns["email"]])[kept] if "email" in columns else "",
         }

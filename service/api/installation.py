@@ -53,7 +53,7 @@ class Installation:
 
 def installation(request: Request) -> Installation:
     """The installation that serves this request."""
-    return request.app.state.installation  # type: ignore[no-any-return]
+    return request.app.state.installation
 
 
 _bearer = HTTPBearer(auto_error=False, description="A key of `kairos keys create --scope …`.")

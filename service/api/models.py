@@ -50,6 +50,6 @@ def _shown(row: ServingModelRow, here: Installation) -> dict[str, Any]:
 def _card(folder: Path) -> dict[str, Any] | None:
     """The model's own description, one JSON file among its files."""
     try:
-        return json.loads((folder / "model.json").read_text())  # type: ignore[no-any-return]
+        return json.loads((folder / "model.json").read_text())
     except (OSError, ValueError):
         return None

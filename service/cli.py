@@ -1,0 +1,911 @@
+"""The command line `kairos`. Answers go to standard output, progress and logs to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from features.lake import Lake
+    from service.database import Database
+    from service.settings import Settings
+
+# Heavy imports stand inside the commands: `kairos --help` answers at once.
+
+app = typer.Typer(
+    name="kairos",
+    help="Decides for every contact whether to write, what to say and when, and learns from what happens next.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _group(name: str, says: str) -> typer.Typer:
+    group = typer.Typer(help=says, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name=name)
+    return group
+
+
+imports = _group("import", "Bring history in from files.")
+features = _group("features", "The feature store: lake and vectors.")
+models = _group("models", "The model registry.")
+keys = _group("keys", "API keys.")
+database_group = _group("db", "The database.")
+simulate = _group("simulate", "The simulator on its own: worlds whose truth is known.")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+AsOf = Annotated[
+    str | None,
+    typer.Option("--as-of", help="Instant (RFC 3339), or a date: the end of that day in the installation's zone."),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0, 1 (it failed, the reason is on standard error) or 2 (usage)."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except (KeyError, IndexError):
+        raise  # a bug of ours, whose trace says more than its message
+    except Exception as error:
+        said = _reason(error)
+        if said is None:
+            raise
+        print(f"kairos: {said}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _reason(error: Exception) -> str | None:
+    """What to tell the user of an error that is not a bug of ours, else None."""
+    from pydantic import ValidationError
+    from sqlalchemy.exc import DBAPIError
+
+    from service.errors import ServiceError
+
+    if isinstance(error, ValidationError):
+        wrong = [f"KAIROS_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors()]
+        return "; ".join(wrong)
+    if isinstance(error, DBAPIError):
+        return f"the database does not do what was asked ({error.orig}); `kairos doctor` looks for the cause"
+    if isinstance(error, ServiceError | ValueError | LookupError | OSError):
+        return str(error)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- the whole loop
+
+
+@app.command()
+def demo(
+    contacts: Annotated[int, typer.Option(min=1, help="Simulated people.")] = 2000,
+    days: Annotated[int, typer.Option(min=1, help="Days of simulated history.")] = 120,
+    orders: Annotated[Path | None, typer.Option(help="Real order file instead of simulated purchases.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone of the order file's times.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same people.")] = 7,
+    home: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("var/demo"),
+    hour_effect: Annotated[bool, typer.Option(help="Whether the people prefer hours at all.")] = True,
+    as_json: Json = False,
+) -> None:
+    """The whole loop once, from history to the learner's next snapshot, with real mail into a local sink.
+
+    Example: kairos demo --contacts 2000 --days 120 --seed 7
+    """
+    from service.demo import DemoOptions, run_demo
+    from service.settings import Settings
+
+    _logs("WARNING")
+    if orders is not None and not orders.is_file():
+        from service.errors import NotFound
+
+        raise NotFound(f"there is no file {orders}; name a .csv, .csv.gz or .parquet file of orders")
+    options = DemoOptions(
+        home=home,
+        contacts=contacts,
+        days=days,
+        seed=seed,
+        orders=orders,
+        timezone=timezone or Settings().timezone,
+        hour_effect=hour_effect,
+    )
+    report = run_demo(options, lambda line: _note(line))
+    _answer(report, as_json, _outline)
+    if not as_json:
+        _note(f"Look around: KAIROS_HOME={home} kairos serve, then http://127.0.0.1:8000/docs")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Also do the sending and learning.")] = True,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="API processes.")] = 1,
+) -> None:
+    """The API, and the worker beside it.
+
+    Example: kairos serve --port 8000
+    """
+    import threading
+
+    import uvicorn
+
+    from service.clock import SystemClock
+    from service.worker import run
+
+    with _installation() as (settings, database):
+        stop = threading.Event()
+        thread = None
+        if worker:
+            thread = threading.Thread(
+                target=run,
+                args=(database, settings, SystemClock(), stop),
+                kwargs={"lake": _lake(settings)},
+                name="worker",
+            )
+            thread.start()
+        _note(f"Kairos answers at http://{host}:{port} (API: /docs), its home is {settings.home}")
+        common: dict[str, Any] = {"host": host, "port": port, "log_config": None, "access_log": False}
+        try:
+            if processes == 1:
+                from service.app import create_app
+
+                uvicorn.run(create_app(settings, database), **common)
+            else:
+                uvicorn.run("service.app:from_environment", factory=True, workers=processes, **common)
+        finally:
+            stop.set()
+            if thread is not None:
+                thread.join(timeout=60)
+
+
+@app.command("worker")
+def work(
+    once: Annotated[bool, typer.Option("--once", help="One round.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Until there is nothing to do.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Settle, learn, decide, render and send, again and again.
+
+    Example: kairos worker --until-idle
+    """
+    import signal
+    import threading
+
+    from service.clock import SystemClock
+    from service.worker import run
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with _installation() as (settings, database):
+        rounds = run(database, settings, SystemClock(), stop, lake=_lake(settings), once=once, until_idle=until_idle)
+    _answer({"rounds": rounds}, as_json, lambda report: f"{report['rounds']} rounds done")
+
+
+# ---------------------------------------------------------------------------------------------------------- history
+
+
+@imports.command("orders")
+def import_orders_command(
+    file: Annotated[Path, typer.Argument(help=".csv, .csv.gz or .parquet, one line an order line.")],
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Orders and cancellations from a file; importing it twice changes nothing.
+
+    Example: kairos import orders orders.csv --timezone Europe/London --map contact=Kunde
+    """
+    from datetime import datetime
+
+    from service.imports import import_orders
+
+    mapping = {}
+    for pair in columns or []:
+        field, equals, column = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is no FIELD=COLUMN", param_hint="--map")
+        mapping[field] = column
+    with _installation() as (settings, database), _progress("events") as step:
+        report = import_orders(
+            database,
+            file,
+            now=datetime.now(UTC),
+            mapping=mapping,
+            timezone=timezone or settings.timezone,
+            currency=settings.currency,
+            dry_run=dry_run,
+            rejects_folder=settings.home / "rejected",
+            progress=step,
+        )
+    _answer(_plain(report), as_json, lambda shown: _import_lines(shown, dry_run))
+
+
+def _import_lines(report: dict[str, Any], dry_run: bool) -> str:
+    lines = [
+        f"{report['rows']:,} lines: {report['orders']:,} orders and {report['cancellations']:,} cancellations "
+        f"of {report['contacts']:,} contacts, {report['first']} to {report['last']}",
+        "read as " + ", ".join(f"{field}={column}" for field, column in report["columns"].items()),
+        f"{report['set_aside']:,} lines set aside"
+        + (f" into {report['rejects_path']}" if report["rejects_path"] else ""),
+    ]
+    lines += [f"  {count:,}  {reason}" for reason, count in report["reasons"].items()]
+    stored = f"{report['events_stored']:,} events stored, {report['duplicates']:,} were known"
+    return "\n".join([*lines, "nothing was written (dry run)" if dry_run else stored])
+
+
+# --------------------------------------------------------------------------------------------------- feature store
+
+
+@features.command("list")
+def list_features(as_json: Json = False) -> None:
+    """Every declared feature: what it measures, its unit and what it is without data.
+
+    Example: kairos features list
+    """
+    from features.views import VIEW_SETS
+
+    report = {
+        "view_sets": [
+            {"name": views.name, "version": views.version, "features": views.describe()} for views in VIEW_SETS.values()
+        ]
+    }
+    _answer(
+        report,
+        as_json,
+        lambda shown: "\n".join(
+            f"{one['name']:34} {one['unit']:10} {one['description']}"
+            for views in shown["view_sets"]
+            for one in views["features"]
+        ),
+    )
+
+
+@features.command("sync")
+def sync_lake(as_json: Json = False) -> None:
+    """Bring the lake up to the end of the log.
+
+    Example: kairos features sync
+    """
+    with _installation() as (settings, database), database.reading() as session:
+        report = _plain(_lake(settings).sync(session))
+    _answer(report, as_json, lambda shown: f"{shown['rows']:,} events brought over, up to {shown['watermark']:,}")
+
+
+@features.command("rebuild")
+def rebuild_lake(as_json: Json = False) -> None:
+    """Make the lake anew from the log.
+
+    Example: kairos features rebuild
+    """
+    with _installation() as (settings, database), database.reading() as session:
+        report = _plain(_lake(settings).rebuild(session))
+    _answer(report, as_json, lambda shown: f"{shown['rows']:,} events, up to {shown['watermark']:,}")
+
+
+@features.command("verify")
+def verify_lake(as_json: Json = False) -> None:
+    """Whether the lake holds exactly the log's events; fails if not.
+
+    Example: kairos features verify
+    """
+    with _installation() as (settings, database), database.reading() as session:
+        report = _plain(_lake(settings).verify(session))
+    _answer(
+        report,
+        as_json,
+        lambda shown: (
+            f"the lake equals the log up to {shown['watermark']:,}"
+            if shown["equal"]
+            else f"buckets {shown['differing_buckets']} differ, files {shown['damaged_files']} are damaged; "
+            "run `kairos features rebuild`"
+        ),
+    )
+    if not report["equal"]:
+        raise typer.Exit(1)
+
+
+@features.command("get")
+def get_vector(
+    contact: Annotated[str, typer.Argument(help="The contact's user_id.")], as_of: AsOf = None, as_json: Json = False
+) -> None:
+    """A contact's vector, from the log itself.
+
+    Example: kairos features get 17850 --as-of 2011-08-01
+    """
+    import math
+
+    from features.contacts import find
+    from features.online import online_features
+    from features.views import DEFAULT_VIEWS
+    from service.errors import NotFound
+
+    with _installation() as (settings, database), database.reading() as session:
+        instant = _instant(as_of, settings)
+        found = find(session, [contact])
+        if contact not in found:
+            raise NotFound(f"there is no contact {contact!r}")
+        vector = online_features(session, [found[contact]], instant, DEFAULT_VIEWS)[0].tolist()
+    report = {
+        "user_id": contact,
+        "as_of": instant.isoformat(),
+        "view_set": DEFAULT_VIEWS.version,
+        "features": {
+            name: value if math.isfinite(value) else None
+            for name, value in zip(DEFAULT_VIEWS.names, vector, strict=True)
+        },
+    }
+    _answer(
+        report,
+        as_json,
+        lambda shown: "\n".join(
+            f"{name:34} {'-' if value is None else f'{value:g}'}" for name, value in shown["features"].items()
+        ),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- models
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="churn, conversion, send_hour, or all.")],
+    as_of: AsOf = None,
+    horizon_days: Annotated[int | None, typer.Option(min=1, max=365, help="Days the outcome is awaited.")] = None,
+    seed: Annotated[int, typer.Option(help="The same log, instant and seed give the same model.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train, judge and register a model; it serves if it passes the gate.
+
+    Example: kairos train all --as-of 2011-08-31
+    """
+    from service.jobs import MODELS, train_model
+
+    wanted = _model_names(name, MODELS)
+    with _installation() as (settings, database):
+        instant, lake = _instant(as_of, settings), _lake(settings)
+        with database.reading() as session:
+            lake.sync(session)
+        report: dict[str, Any] = {"as_of": instant.isoformat(), "models": {}, "why": {}}
+        for one in wanted:
+            _note(f"training {one}")
+            try:
+                trained = train_model(
+                    database,
+                    lake,
+                    settings,
+                    one,
+                    as_of=instant,
+                    now=datetime.now(UTC),
+                    horizon_days=horizon_days,
+                    seed=seed,
+                )
+            except ValueError as error:  # not enough data for this one is no reason to leave the others
+                if len(wanted) == 1:
+                    raise
+                report["models"][one], report["why"][one] = None, str(error)
+            else:
+                report["models"][one] = _plain(trained)
+    _answer(report, as_json, _trained_lines)
+    if all(trained is None for trained in report["models"].values()):
+        raise typer.Exit(1)
+
+
+def _trained_lines(report: dict[str, Any]) -> str:
+    lines = []
+    for name, trained in report["models"].items():
+        if trained is None:
+            lines.append(f"{name:11} not trained: {report['why'][name]}")
+            continue
+        judged = ", ".join(
+            f"{key} {trained['metrics'][key]:.3f}"
+            for key in ("roc_auc", "recency_roc_auc", "brier", "ece")
+            if isinstance(trained["metrics"].get(key), float)
+        )
+        fate = "serves" if trained["promoted"] else "does not serve"
+        lines.append(f"{name:11} version {trained['version']} ({trained['rung']}) {fate}: {trained['gate']}; {judged}")
+    return "\n".join(lines)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="churn, conversion, send_hour, or all.")] = "all",
+    as_of: AsOf = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the scores into this .parquet file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score every contact and store the scores.
+
+    Example: kairos score --model churn --out churn.parquet
+    """
+    from service.errors import NotFound
+    from service.flow.predict import refresh_serving
+    from service.jobs import MODELS, score_contacts
+    from training.serving import Serving
+
+    wanted = _model_names(model, MODELS)
+    serving = Serving()
+    scored: dict[str, Any] = {}
+    frames = []
+    with _installation() as (settings, database):
+        instant, lake = _instant(as_of, settings), _lake(settings)
+        with database.reading() as session:
+            lake.sync(session)
+            refresh_serving(session, serving, now=datetime.now(UTC), wait=True)
+        for name in wanted:
+            served = serving.get(name)
+            if served is None:
+                if model != "all":
+                    raise NotFound(f"no {name} model serves; run `kairos train {name}`")
+                continue
+            with _progress(name) as step:
+                done = 0
+
+                def count(rows: int, step: Callable[[int, int], None] = step) -> None:
+                    nonlocal done
+                    done += rows
+                    step(done, done)
+
+                scores = score_contacts(database, lake, served, as_of=instant, progress=count)
+            scored[name] = {"contacts": len(scores), "model_version": served.version}
+            if out is not None:
+                frames.append(_score_frame(database, name, served.version, scores, instant))
+        if not scored:
+            raise NotFound("no model serves; run `kairos train all`")
+    report: dict[str, Any] = {"as_of": instant.isoformat(), "models": scored, "out": None if out is None else str(out)}
+    if out is not None:
+        import pandas as pd
+
+        pd.concat(frames, ignore_index=True).to_parquet(out, index=False)
+    _answer(
+        report,
+        as_json,
+        lambda shown: "\n".join(
+            f"{name:11} {one['contacts']:,} contacts scored by version {one['model_version']}"
+            for name, one in shown["models"].items()
+        ),
+    )
+
+
+def _score_frame(database: Database, name: str, version: int, scores: Any, as_of: datetime) -> Any:
+    import pandas as pd
+    from sqlalchemy import select
+
+    from service.tables import ContactRow
+
+    with database.reading() as session:
+        names = {key: user for key, user in session.execute(select(ContactRow.contact_key, ContactRow.user_id))}
+    return pd.DataFrame(
+        {
+            "user_id": [names.get(int(key)) for key in scores.contact_key],
+            "model": name,
+            "probability": scores.probability,
+            "as_of": pd.Timestamp(as_of),
+            "model_version": version,
+        }
+    )
+
+
+@models.command("list")
+def list_models(as_json: Json = False) -> None:
+    """Every registered version, and which serves.
+
+    Example: kairos models list
+    """
+    from training import registry
+
+    with _installation() as (settings, database):
+        serving = _serving_versions(database)
+        versions = registry.list_models(tracking_uri=settings.tracking_uri)
+    report = {
+        "models": [
+            {
+                "name": name,
+                "serving_version": serving.get(name),
+                "versions": [_plain(version) for version in found],
+            }
+            for name, found in versions.items()
+        ]
+    }
+    _answer(report, as_json, _model_lines)
+
+
+def _model_lines(report: dict[str, Any]) -> str:
+    lines = [
+        f"{model['name']:11} {version['version']:>3}  {version['created_at'][:19]}  {', '.join(version['aliases'])}"
+        + ("  serves" if version["version"] == model["serving_version"] else "")
+        for model in report["models"]
+        for version in model["versions"]
+    ]
+    return "\n".join(lines) or "no model is registered; run `kairos train all`"
+
+
+@models.command("show")
+def show_model(name: Annotated[str, typer.Argument(help="Name of the model.")], as_json: Json = False) -> None:
+    """The version that serves: metrics, rung, data.
+
+    Example: kairos models show churn
+    """
+    from service.errors import NotFound
+    from training import registry
+
+    with _installation() as (settings, database):
+        version = _serving_versions(database).get(name)
+        if version is None:
+            raise NotFound(f"no {name} model serves; run `kairos train {name}`")
+        report = _plain(registry.model_version(name, version, tracking_uri=settings.tracking_uri))
+    _answer(report, as_json, _outline)
+
+
+@models.command("promote")
+def promote_model_command(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[int, typer.Argument(min=1, help="Version that is to serve.")],
+    as_json: Json = False,
+) -> None:
+    """Let a registered version serve.
+
+    Example: kairos models promote churn 3
+    """
+    from service.jobs import promote_model
+
+    with _installation() as (settings, database):
+        promote_model(database, settings, name, version, now=datetime.now(UTC))
+    _answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves")
+
+
+@models.command("rollback")
+def rollback_model_command(
+    name: Annotated[str, typer.Argument(help="Name of the model.")], as_json: Json = False
+) -> None:
+    """Let the version before serve again.
+
+    Example: kairos models rollback churn
+    """
+    from service.jobs import rollback_model
+
+    with _installation() as (settings, database):
+        version = rollback_model(database, settings, name, now=datetime.now(UTC))
+    _answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves again")
+
+
+# ------------------------------------------------------------------------------------------------------ simulator
+
+
+@simulate.command("world")
+def simulate_world(
+    contacts: Annotated[int, typer.Option(min=1, help="Simulated people.")] = 2000,
+    days: Annotated[int, typer.Option(min=1, help="Days of history.")] = 120,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same world.")] = 7,
+    start: Annotated[str, typer.Option(help="First day.")] = "2025-11-01",
+    out: Annotated[Path | None, typer.Option(help="Write the history here, one Segment message a line.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A world of people whose habits are known: their orders, visits and answers.
+
+    Example: kairos simulate world --contacts 500 --days 60 --out world.jsonl
+    """
+    from collections import Counter
+
+    from features.tables import from_micros
+    from training.simulation import World
+
+    world = World.generate(contacts, days, seed, start=datetime.combine(_date(start), time(), UTC))
+    history = world.history(world.end)
+    if out is not None:
+        with out.open("w", encoding="utf-8") as file:
+            for event in history:
+                message = {
+                    "type": "track",
+                    "event": event.kind,
+                    "userId": event.user_id,
+                    "messageId": event.message_id,
+                    "timestamp": from_micros(event.occurred_at).isoformat(),
+                    "properties": event.properties or {},
+                }
+                file.write(json.dumps(message) + "\n")
+    report = {
+        "contacts": len(world.user_ids),
+        "events": len(history),
+        "by_name": dict(Counter(event.kind for event in history).most_common()),
+        "start": from_micros(world.start).isoformat(),
+        "end": world.end.isoformat(),
+        "out": None if out is None else str(out),
+    }
+    _answer(report, as_json, _outline)
+
+
+@simulate.command("responses")
+def simulate_responses_command(
+    seeds: Annotated[int, typer.Option(min=1, help="Runs with three unlike arms.")] = 100,
+    runs: Annotated[int, typer.Option(min=1, help="Runs with two identical arms.")] = 200,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """The policy against the truth: regret, false preferences, falling base rates; fails outside its bounds.
+
+    Example: kairos simulate responses --seeds 100 --runs 200
+    """
+    from training.worlds import responses_report
+
+    report = responses_report(seeds, runs, seed=seed)
+    _answer(report, as_json, _outline)
+    kept = (
+        report["three_arms"]["regret_share_of_uniform"] <= report["three_arms"]["bound"]
+        and report["identical_arms"]["outside_10_90"] <= report["identical_arms"]["bound"]
+        and report["falling_base"]["mean_last_share"] >= report["falling_base"]["bound"]
+    )
+    if not kept:
+        _note("kairos: a figure lies outside its bound")
+        raise typer.Exit(1)
+
+
+# ----------------------------------------------------------------------------------------------------- operations
+
+
+@keys.command("create")
+def create_key_command(
+    scope: Annotated[list[str], typer.Option(help="ingest, read, write, send or admin; may be repeated.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
+    as_json: Json = False,
+) -> None:
+    """A new key. Its secret is shown this once.
+
+    Example: kairos keys create --name shop --scope ingest --scope read
+    """
+    from service.keys import create_key
+
+    with _installation() as (_, database), database.writing() as session:
+        key_id, secret = create_key(session, name, scope, datetime.now(UTC))
+    report = {"key_id": key_id, "name": name, "scopes": sorted(set(scope)), "secret": secret}
+    _answer(report, as_json, lambda shown: f"{shown['secret']}\n(key {key_id}; keep the secret, it is not shown again)")
+
+
+@keys.command("list")
+def list_keys_command(as_json: Json = False) -> None:
+    """Every key, without its secret.
+
+    Example: kairos keys list
+    """
+    from service.keys import list_keys
+
+    with _installation() as (_, database), database.reading() as session:
+        report = {
+            "keys": [
+                {
+                    "key_id": row.key_id,
+                    "name": row.name,
+                    "scopes": row.scopes,
+                    "created_at": row.created_at.isoformat(),
+                    "revoked_at": None if row.revoked_at is None else row.revoked_at.isoformat(),
+                }
+                for row in list_keys(session)
+            ]
+        }
+    _answer(
+        report,
+        as_json,
+        lambda shown: (
+            "\n".join(
+                f"{key['key_id']}  {key['name']:20} {', '.join(key['scopes'])}"
+                + (f"  revoked {key['revoked_at'][:19]}" if key["revoked_at"] else "")
+                for key in shown["keys"]
+            )
+            or "there is no key; make one with `kairos keys create --scope …`"
+        ),
+    )
+
+
+@keys.command("revoke")
+def revoke_key_command(key_id: Annotated[str, typer.Argument(help="Id of the key.")], as_json: Json = False) -> None:
+    """Take a key out of use, everywhere within seconds.
+
+    Example: kairos keys revoke 3f2a9c51b0de
+    """
+    from service.keys import revoke_key
+
+    with _installation() as (_, database), database.writing() as session:
+        revoke_key(session, key_id, datetime.now(UTC))
+    _answer({"key_id": key_id, "revoked": True}, as_json, lambda _: f"key {key_id} is revoked")
+
+
+@database_group.command("upgrade")
+def upgrade_database(as_json: Json = False) -> None:
+    """Bring the tables to this version.
+
+    Example: kairos db upgrade
+    """
+    from service.checks import check_database
+    from service.database import Database
+    from service.settings import Settings
+
+    settings = Settings()
+    _logs(settings.log_level)
+    database = Database(settings.database)
+    try:
+        database.upgrade()
+        report = _plain(check_database(database))
+    finally:
+        database.close()
+    _answer(report, as_json, lambda shown: str(shown["says"]))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at settings, database, lake, models and mail server, and say what to do.
+
+    Example: kairos doctor
+    """
+    from service.checks import Check, check_database, check_lake, check_mail, check_models
+    from service.database import Database
+    from service.settings import Settings
+
+    _logs("ERROR")
+    settings = Settings()
+    checks = [Check("settings", True, f"home {settings.home.resolve()}, zone {settings.timezone}, {settings.currency}")]
+    database = Database(settings.database)
+    try:
+        checks += [check_database(database), check_lake(settings), check_models(database), check_mail(settings)]
+    finally:
+        database.close()
+    report = {"ok": all(check.ok for check in checks), "checks": [_plain(check) for check in checks]}
+    _answer(
+        report,
+        as_json,
+        lambda shown: "\n".join(
+            f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']:9} {check['says']}" for check in shown["checks"]
+        ),
+    )
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+# --------------------------------------------------------------------------------------------------------- shared
+
+
+@contextmanager
+def _installation() -> Iterator[tuple[Settings, Database]]:
+    """Settings and an open database with this version's tables; a fresh one gets them."""
+    from service.checks import check_database, is_fresh
+    from service.database import Database
+    from service.errors import Unavailable
+    from service.settings import Settings
+
+    settings = Settings()
+    _logs(settings.log_level)
+    database = Database(settings.database)
+    try:
+        if is_fresh(database):
+            database.upgrade()
+        check = check_database(database)
+        if not check.ok:
+            raise Unavailable(f"the database: {check.says}")
+        yield settings, database
+    finally:
+        database.close()
+
+
+def _lake(settings: Settings) -> Lake:
+    from features.lake import Lake
+
+    return Lake(settings.lake, settings.buckets)
+
+
+def _serving_versions(database: Database) -> dict[str, int]:
+    from sqlalchemy import select
+
+    from service.tables import ServingModelRow
+
+    with database.reading() as session:
+        return {
+            name: version for name, version in session.execute(select(ServingModelRow.name, ServingModelRow.version))
+        }
+
+
+def _model_names(name: str, known: Sequence[str]) -> list[str]:
+    if name != "all" and name not in known:
+        raise typer.BadParameter(f"there is no model {name!r}; choose from {', '.join(known)} or all")
+    return list(known) if name == "all" else [name]
+
+
+def _instant(text: str | None, settings: Settings) -> datetime:
+    """The instant that ``--as-of`` names; a bare date is the end of that day in the installation's zone."""
+    from zoneinfo import ZoneInfo
+
+    if text is None:
+        return datetime.now(UTC)
+    zone = ZoneInfo(settings.timezone)
+    try:
+        if len(text) == 10:
+            return datetime.combine(date.fromisoformat(text) + timedelta(days=1), time(), zone).astimezone(UTC)
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no instant; write 2026-03-02 or 2026-03-02T09:00:00Z", param_hint="--as-of"
+        ) from None
+    return (instant if instant.tzinfo else instant.replace(tzinfo=zone)).astimezone(UTC)
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no date; write it as 2026-03-02", param_hint="--start") from None
+
+
+def _logs(level: str) -> None:
+    from service.logs import configure
+
+    configure(level)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, times and paths as JSON has them; a number that is none becomes null."""
+    import dataclasses
+    import math
+    from collections.abc import Mapping
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _answer(report: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], str]) -> None:
+    print(json.dumps(_plain(report), ensure_ascii=False) if as_json else lines(report))  # noqa: T201
+
+
+def _outline(report: Any, indent: str = "") -> str:
+    """A nested report as indented lines."""
+    lines = []
+    for key, value in report.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}", _outline(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(f"{indent}{key}")
+            lines += [_outline(one, indent + "  ") for one in value]
+        else:
+            lines.append(f"{indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; nothing where standard error is a file."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="", disable=not sys.stderr.isatty(), leave=False, file=sys.stderr) as bar:
+
+        def step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield step
+
+
+if __name__ == "__main__":
+    main()

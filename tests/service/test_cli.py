@@ -1,0 +1,242 @@
+"""Laws of the command line."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from service.cli import app, main
+
+ORDERS = (
+    "InvoiceNo,Quantity,InvoiceDate,UnitPrice,CustomerID\n"
+    + "".join(f"{i},1,2011-0{1 + i % 8}-1{i % 9} 12:00:00,{i}.50,{i % 5}\n" for i in range(1, 40))
+    + "C41,-1,2011-03-01 12:00:00,1.50,1\n42,1,2011-03-01 12:00:00,1,\n"
+)
+
+
+@pytest.fixture
+def kairos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in a home of its own; gives exit code, standard output, standard error."""
+    import logging
+
+    for name in list(os.environ):
+        if name.startswith("KAIROS_") and name != "KAIROS_TEST_DATA":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("KAIROS_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def answer(ran: tuple[int, str, str]) -> Any:
+    code, out, err = ran
+    assert code == 0, err
+    return json.loads(out)
+
+
+def commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, (*path, name))
+        if not getattr(command, "commands", None):
+            found.append(path)
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+def test_every_command_shows_an_example_and_answers_json(kairos: Callable[..., Any]):
+    """`--help` has an example that begins with the command; all but `serve` know `--json`."""
+    assert len(commands()) >= 22
+    for path in commands():
+        code, out, _ = kairos(*path, "--help")
+
+        assert code == 0
+        assert f"Example: kairos {' '.join(path)}" in " ".join(out.split())
+        assert ("--json" in out) == (path != ("serve",))
+
+
+def test_help_answers_at_once():
+    """`kairos --help` in a fresh interpreter loads nothing heavy."""
+    code = (
+        "import sys, time; began = time.perf_counter()\n"
+        "from service.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'pandas', 'sqlalchemy', 'fastapi', 'mlflow', 'numba', 'pyarrow'} & set(sys.modules)\n"
+        "print(sorted(heavy), time.process_time(), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    heavy, _, seconds = ran.stderr.strip().rpartition(" ")
+
+    assert heavy == "[]"
+    assert float(seconds) < 0.5
+
+
+def test_keys_are_made_listed_and_revoked(kairos: Callable[..., Any]):
+    """The secret is shown once; the list has the id; a revoked key says when."""
+    made = answer(kairos("keys", "create", "--name", "shop", "--scope", "ingest", "--scope", "read", "--json"))
+    revoked = answer(kairos("keys", "revoke", made["key_id"], "--json"))
+    listed = answer(kairos("keys", "list", "--json"))["keys"]
+
+    assert made["secret"].startswith(f"kk_live_{made['key_id']}_")
+    assert revoked == {"key_id": made["key_id"], "revoked": True}
+    assert [(key["key_id"], key["scopes"], key["revoked_at"] is None) for key in listed] == [
+        (made["key_id"], ["ingest", "read"], False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["keys", "create", "--scope", "everything"], 1, "'everything'"),
+        (["keys", "revoke", "nope"], 1, "'nope'"),
+        (["keys", "create"], 2, "--scope"),
+        (["import", "orders", "missing.csv"], 1, "missing.csv"),
+        (["import", "orders", "x.csv", "--map", "contact"], 2, "FIELD=COLUMN"),
+        (["features", "get", "nobody"], 1, "'nobody'"),
+        (["features", "get", "nobody", "--as-of", "soon"], 2, "'soon'"),
+        (["train", "weather"], 2, "'weather'"),
+        (["models", "show", "churn"], 1, "kairos train churn"),
+        (["models", "rollback", "churn"], 1, "kairos train churn"),
+        (["score", "--model", "churn"], 1, "kairos train churn"),
+        (["demo", "--orders", "missing.parquet"], 1, "missing.parquet"),
+        (["fly"], 2, "fly"),
+    ],
+)
+def test_what_fails_says_why_and_exits_so(arguments: list[str], code: int, said: str, kairos: Callable[..., Any]):
+    """1 where it failed, 2 where it was called wrongly; the reason is on standard error and names the value."""
+    ended, out, err = kairos(*arguments)
+
+    assert (ended, out) == (code, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_wrong_setting_is_named(kairos: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    """The message has the variable's name and the value."""
+    monkeypatch.setenv("KAIROS_TIMEZONE", "Mars/Olympus")
+    code, _, err = kairos("keys", "list")
+
+    assert code == 1
+    assert "KAIROS_TIMEZONE" in err
+    assert "Mars/Olympus" in err
+
+
+def test_orders_go_in_and_vectors_come_out(kairos: Callable[..., Any], tmp_path: Path):
+    """Import, import again, sync, verify, a vector as of the end of a day."""
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    tried = answer(kairos("import", "orders", "orders.csv", "--dry-run", "--json"))
+    first = answer(kairos("import", "orders", "orders.csv", "--timezone", "Europe/London", "--json"))
+    again = answer(kairos("import", "orders", "orders.csv", "--timezone", "Europe/London", "--json"))
+    synced = answer(kairos("features", "sync", "--json"))
+    verified = answer(kairos("features", "verify", "--json"))
+    vector = answer(kairos("features", "get", "1", "--as-of", "2011-08-31", "--json"))
+
+    assert (tried["orders"], tried["set_aside"], tried["events_stored"]) == (39, 1, 0)
+    assert (first["orders"], first["cancellations"], first["events_stored"], again["events_stored"]) == (39, 1, 40, 0)
+    assert (synced["rows"], verified["equal"]) == (40, True)
+    assert vector["as_of"] == "2011-09-01T00:00:00+00:00"
+    assert len(vector["features"]) >= 40
+
+
+def test_people_read_what_programs_read(kairos: Callable[..., Any], tmp_path: Path):
+    """Without `--json` each command answers in lines."""
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    for arguments in (
+        ["db", "upgrade"],
+        ["import", "orders", "orders.csv"],
+        ["features", "list"],
+        ["features", "rebuild"],
+        ["features", "get", "1"],
+        ["keys", "list"],
+        ["simulate", "world", "--contacts", "20", "--days", "10"],
+        ["worker", "--once"],
+        ["doctor"],
+    ):
+        code, out, err = kairos(*arguments)
+
+        assert code == 0, err
+        assert out.strip()
+        assert not out.startswith("{")
+
+
+def test_the_doctor_names_what_is_wrong(kairos: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    """On a fresh home the database has no tables; with a mail server that is away, that too is said."""
+    fresh_code, fresh, _ = kairos("doctor", "--json")
+    kairos("db", "upgrade")
+    code, _, _ = kairos("doctor", "--json")
+    monkeypatch.setenv("KAIROS_SMTP_URL", "smtp://127.0.0.1:1")
+    away_code, away, _ = kairos("doctor", "--json")
+
+    assert fresh_code == 1
+    assert "kairos db upgrade" in next(one["says"] for one in json.loads(fresh)["checks"] if one["name"] == "database")
+    assert code == 0
+    assert away_code == 1
+    assert [one["name"] for one in json.loads(away)["checks"] if not one["ok"]] == ["mail"]
+
+
+def test_a_simulated_world_is_written_as_messages(kairos: Callable[..., Any], tmp_path: Path):
+    """One Segment message a line; the same seed gives the same file."""
+    arguments = ["simulate", "world", "--contacts", "30", "--days", "20", "--seed", "3", "--json"]
+    report = answer(kairos(*arguments, "--out", "a.jsonl"))
+    answer(kairos(*arguments, "--out", "b.jsonl"))
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+
+    assert len(lines) == report["events"] > 0
+    assert {"type", "event", "userId", "messageId", "timestamp"} <= set(json.loads(lines[0]))
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+
+
+def test_serve_answers_until_it_is_told_to_stop(tmp_path: Path):
+    """The whole service as a process: it gets ready on a fresh home, and ends cleanly on SIGTERM."""
+    import signal
+
+    import httpx
+
+    from service.demo import free_port
+
+    port = free_port()
+    environment = {**os.environ, "KAIROS_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(300):
+            try:
+                ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5)
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        assert ready.json()["status"] == "ready"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in err
