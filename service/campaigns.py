@@ -17,6 +17,7 @@ from features.tables import from_micros
 from service.errors import Conflict, Invalid, NotFound
 from service.flow.audience import check_rule, find_audience
 from service.flow.predict import Hours, predict
+from service.flow.render import slots_of
 from service.flow.reward import statistics
 from service.flow.schedule import Intent, Limits, Sends, as_utc, schedule, write_sends
 from service.settings import Settings
@@ -27,8 +28,8 @@ from service.tables import (
     RewardRow,
     SendRow,
     SnapshotRow,
-    TemplateRow,
 )
+from service.templates import find_template
 from training.serving import Serving
 
 #: The ledger's terminal states (ARCHITECTURE section 6); every intent ends in one of them.
@@ -104,12 +105,10 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str
     NotFound
         If the template or an experiment does not exist.
     Invalid
-        If the audience is not understood or two experiments fill one slot.
+        If the audience is not understood, an experiment's slot is not in the template, or two fill the same.
     """
     check_rule(new.audience)
-    version = session.scalar(select(func.max(TemplateRow.version)).where(TemplateRow.template_id == new.template_id))
-    if version is None:
-        raise NotFound(f"there is no template {new.template_id!r}; GET /v1/templates lists them")
+    template = find_template(session, new.template_id)
     slots = dict(
         session.execute(
             select(ExperimentRow.experiment_id, ExperimentRow.slot).where(
@@ -120,6 +119,13 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str
     for experiment_id in new.experiments:
         if experiment_id not in slots:
             raise NotFound(f"there is no experiment {experiment_id!r}; GET /v1/experiments lists them")
+    offered = slots_of(template.source)
+    for experiment_id, slot in slots.items():
+        if slot not in offered:
+            raise Invalid(
+                f"experiment {experiment_id} fills the slot {slot!r}, which template {new.template_id!r} lacks; "
+                f"it has {', '.join(offered)}"
+            )
     filled = Counter(slots.values())
     if any(count > 1 for count in filled.values()):
         slot = filled.most_common(1)[0][0]
@@ -130,7 +136,7 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str
         name=new.name,
         status="draft",
         template_id=new.template_id,
-        template_version=version,
+        template_version=template.version,
         audience=dict(new.audience),
         experiments=list(new.experiments),
         topic=new.topic,

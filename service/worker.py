@@ -84,12 +84,18 @@ class Worker:
         now = self.clock.now()
         with self.database.writing() as session:
             recover(session, now=now, crash_policy=self.settings.crash_policy)
-            settled = settle(session, now=now)
+        settled = 0
+        while True:  # a page of sends a transaction, so that other writers get their turn
+            with self.database.writing() as session:
+                hits = settle(session, now=now).hits
+            if not hits:
+                break
+            settled += hits
         with self.database.writing() as session:
             learned = learn(session, now=now)
         with self.database.writing() as session:
             decided = decide(session, now=now, look_ahead=DECIDE_AHEAD)
-        return settled.hits, learned.events, len(decided.send_ids)
+        return settled, learned.events, len(decided.send_ids)
 
     async def _send_due(self) -> tuple[int, Receipts]:
         self._earn_allowance()
