@@ -182,7 +182,10 @@ def mark_challenger(name: str, version: int, *, tracking_uri: str) -> None:
 def champion(name: str, *, tracking_uri: str) -> ModelVersion | None:
     """The version that serves; None before the first promotion."""
     with _client(tracking_uri) as client:
-        version = _alias(client, name, CHAMPION)
+        try:
+            version = _alias(client, name, CHAMPION)
+        except LookupError:
+            return None
         return None if version is None else _read(client, name, version)
 
 

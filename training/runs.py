@@ -164,9 +164,11 @@ def define(name: str, span: LogSpan, until: int, horizon_days: int | None) -> tu
         horizon = horizon_days or conversion.HORIZON_DAYS
     else:
         horizon = horizon_days or churn_horizon_days(span.gaps_days)
-        if horizon_days is None and CHURN_HORIZON_BOUNDS[0] <= longest < horizon:
-            note = f"; three usual gaps are {horizon} days, a history of {history // DAY_MICROS} days bears {longest}"
-            horizon = int(longest)
+        # A third of the history leaves several windows to learn from before the one that judges.
+        bearable = max(CHURN_HORIZON_BOUNDS[0], (history - burn_in_micros(history)) // (3 * DAY_MICROS))
+        if horizon_days is None and bearable < horizon:
+            note = f"; three usual gaps are {horizon} days, a history of {history // DAY_MICROS} days bears {bearable}"
+            horizon = int(bearable)
     if horizon < 1 or horizon > longest:
         raise NotEnoughData(
             f"{name} over {horizon} days cannot be judged on {history // DAY_MICROS} days of history: it takes two "

@@ -33,6 +33,8 @@ PERSONAL_KERNEL_HOURS = 1.5
 GLOBAL_PRIOR_SENDS = 50.0
 #: Sends the global curve counts for against a contact's own, when a contact's level is estimated.
 LEVEL_PRIOR_SENDS = 20.0
+#: The same while the global curve is estimated: next to nothing, so that hours are compared within contacts.
+WITHIN_PRIOR_SENDS = 1.0
 #: One-sided error rate of each of the three proofs that hours matter; together about 3 %.
 PROOF_LEVEL = 0.01
 #: What is tried: sends the prior counts for, activities the shape of all counts for, hours a mail stays on top.
@@ -112,7 +114,7 @@ class SendHourModel:
     by alternating shrinkage); Casella, G. (1985), "An introduction to empirical Bayes data analysis".
     """
 
-    #: default | global | personal
+    #: default (too few sends) | flat (hours do not provably differ) | global | personal
     rung: str
     #: False where hours do not provably differ: curves are then flat and no hour is called best.
     hour_effect: bool
@@ -226,10 +228,16 @@ class FittedHours:
 
 
 def fit_global(sends: Sends, activity: Array | None = None) -> SendHourModel:
-    """Exposure-corrected rates by hour: contact levels and hour rates estimated in turn, each shrunk.
+    """Exposure-corrected rates by hour: contact levels and hour rates estimated in turn, the hours shrunk.
 
     Who is mailed at an hour differs from hour to hour (a scheduler sends to the keen at their best hour), so answers
-    are compared with those expected from the same contacts' levels: indirect standardisation.
+    are compared with those expected from the same contacts' levels: a Poisson regression with contact effects, whose
+    hour effects are consistent however few sends a contact has.
+
+    References
+    ----------
+    Hausman, J., Hall, B. & Griliches, Z. (1984), "Econometric models for count data with an application to the
+    patents–R&D relationship" (fixed effects).
     """
     rate = (sends.answered.sum() + 0.5) / (len(sends) + 1)
     _, contact = np.unique(sends.contact_key, return_inverse=True)
@@ -237,8 +245,8 @@ def fit_global(sends: Sends, activity: Array | None = None) -> SendHourModel:
     kernel = circular_kernel(GLOBAL_KERNEL_HOURS)
     contact_answers, hour_answers = np.bincount(contact, answered), np.bincount(sends.hour, answered, HOURS)
     curve = np.full(HOURS, rate)
-    prior = LEVEL_PRIOR_SENDS * rate
-    for _ in range(5):
+    prior = WITHIN_PRIOR_SENDS * rate
+    for _ in range(20):
         level = (contact_answers + prior) / (np.bincount(contact, curve[sends.hour]) + prior)
         expected = np.bincount(sends.hour, level[contact], HOURS) * rate
         prior_answers = GLOBAL_PRIOR_SENDS * rate
@@ -308,7 +316,10 @@ def fit_hours(
     p_personal = activity_matters(replace(early, shape_prior=SHAPE_PRIOR_GRID[1]), tuning, judging)
     proven = _proofs(gain, p_global, p_personal)
     model = replace(
-        fit_global(everything, Histograms.of(X).active.sum(axis=0)), rung=rung, hour_effect=bool(proven), **strengths
+        fit_global(everything, Histograms.of(X).active.sum(axis=0)),
+        rung=rung if proven else "flat",
+        hour_effect=bool(proven),
+        **strengths,
     )
     served = curves[rung] if proven else curves["flat"]
     metrics = evaluate(judging.sends.answered, served[judging.row, judging.sends.hour])
@@ -327,8 +338,8 @@ def fit_hours(
         reason = f"{better}; {' and '.join(proven)}"
     else:
         reason = (
-            f"hours do not provably differ (gain on later sends {gain.mean:+.5f} nats, z {gain.z:.1f}; p {p_global:.2f} "
-            f"over all hours, {p_personal:.2f} along activity): curves are flat and no gain is claimed"
+            f"hours do not provably differ (gain on later sends {gain.mean:+.5f} nats, z {gain.z:.1f}; "
+            f"p {p_global:.2f} over all hours, {p_personal:.2f} along activity): curves are flat and no gain is claimed"
         )
     return FittedHours(model, reason, metrics)
 
@@ -374,12 +385,14 @@ def activity_matters(model: SendHourModel, *slices: Slice) -> float:
 
     shape = np.concatenate([np.log(model._shape(Histograms.of(s.X)))[s.row, s.sends.hour] for s in slices])
     sends = Sends(*(np.concatenate([getattr(s.sends, f.name) for s in slices]) for f in fields(Sends)))
-    statistic, rank = _within_test(shape[:, None], sends)
+    # Within contact and slice: a later vector knows the earlier slice's answers, and must not be compared across it.
+    part = np.repeat(np.arange(len(slices)), [len(s.sends) for s in slices])
+    statistic, rank = _within_test(shape[:, None], sends, part)
     return float(norm.sf(statistic[0])) if rank else 1.0
 
 
-def _within_test(regressors: Array, sends: Sends) -> tuple[Array, int]:
-    """Score of each regressor within contact and day, scaled to unit variance (clustered by contact), and their rank.
+def _within_test(regressors: Array, sends: Sends, part: NDArray[np.int64] | None = None) -> tuple[Array, int]:
+    """Score of each regressor within contact (and part) and day, in standard errors over contacts, and their rank.
 
     References
     ----------
@@ -388,9 +401,10 @@ def _within_test(regressors: Array, sends: Sends) -> tuple[Array, int]:
     """
     _, contact = np.unique(sends.contact_key, return_inverse=True)
     _, day = np.unique(sends.sent_at // 86_400_000_000, return_inverse=True)
+    own = contact if part is None else np.unique(contact * (part.max() + 1) + part, return_inverse=True)[1]
     both = np.column_stack([sends.answered.astype(np.float64), regressors])
     for _ in range(20):  # alternating projections; a few rounds suffice for nearly balanced panels
-        for group in (contact, day):
+        for group in (own, day):
             count = np.bincount(group)
             for column in range(both.shape[1]):
                 both[:, column] -= (np.bincount(group, both[:, column]) / count)[group]

@@ -1,0 +1,201 @@
+"""From the log to a judged version: real orders, no leak, honest refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from features.labels import CONVERSION
+from features.tables import to_micros
+from features.views import DEFAULT_VIEWS
+from training import conversion, registry
+from training.datasets import DAY_MICROS, Definition, TrainingSet, log_span, snapshot_instants, training_set
+from training.ladder import NotEnoughData, check_enough, choose_rung, fit_calibrated, judge
+from training.runs import backtest, define, gate_outcome, train
+from training.serving import load_model
+
+HORIZON = 30
+
+
+def _conversion_set(lake, until: int) -> TrainingSet:
+    asked = Definition(CONVERSION, conversion.POPULATION, HORIZON, "an order")
+    cutoff = until - HORIZON * DAY_MICROS
+    return training_set(lake, DEFAULT_VIEWS, asked, snapshot_instants(cutoff, log_span(lake, until).first, HORIZON))
+
+
+@pytest.fixture(scope="module")
+def until(shop) -> int:
+    """Last instant of the made-up shop."""
+    return to_micros(shop.now)
+
+
+@pytest.fixture(scope="module")
+def shop_set(shop, until) -> TrainingSet:
+    """Snapshots of the made-up shop with 30-day outcomes."""
+    return _conversion_set(shop.lake, until)
+
+
+@pytest.mark.data
+def test_conversion_on_real_orders_keeps_its_figures(retail_lake, end_of_day) -> None:
+    """Online Retail, 30 days, three cut-offs: mean ROC AUC ≥ .75, Brier ≤ .158, every rival on the same rows loses."""
+    cutoffs = [end_of_day(date) for date in ("2011-05-31", "2011-06-30", "2011-07-31")]
+
+    table = backtest("conversion", retail_lake, cutoffs, HORIZON).groupby("model").mean(numeric_only=True)
+
+    assert table.loc["served", "roc_auc"] >= 0.75
+    assert table.loc["served", "brier"] <= 0.158
+    assert table.loc["served", "ece"] <= 0.05
+    assert 0.85 <= table.loc["served", "predicted_over_actual"] <= 1.2
+    for rival in ("recency", "orders", "base_rate"):
+        assert table.loc[rival, "roc_auc"] < table.loc["served", "roc_auc"]
+        assert table.loc[rival, "brier"] > table.loc["served", "brier"]
+
+
+def test_shuffled_outcomes_teach_nothing(shop_set, until) -> None:
+    """With outcomes dealt out at random the judged ROC AUC is about one half."""
+    rng = np.random.default_rng(0)
+    shuffled = TrainingSet(
+        shop_set.X, rng.permutation(shop_set.y), shop_set.contact_key, shop_set.as_of, shop_set.names
+    )
+
+    judged = judge(shuffled, until - HORIZON * DAY_MICROS, HORIZON, seed=0)
+
+    assert judged.metrics["roc_auc"] == pytest.approx(0.5, abs=0.08)
+
+
+def test_what_happens_after_an_instant_changes_no_vector_before_it(shop, shop_set, until) -> None:
+    """Snapshots of a log that goes on are, up to an instant, those of a log that ended there."""
+    cut = until - 60 * DAY_MICROS
+    columns = [shop.lake.read_bucket(b) for b in range(shop.lake.buckets)]
+
+    class Ended:
+        """The same lake as it was at ``cut``."""
+
+        buckets, watermark = shop.lake.buckets, shop.lake.watermark
+
+        def read_bucket(self, bucket: int):
+            return columns[bucket].take(columns[bucket].occurred_at < cut)
+
+    early = shop_set.closed_by(cut, HORIZON)
+    asked = Definition(CONVERSION, conversion.POPULATION, HORIZON, "an order")
+    ended = training_set(Ended(), DEFAULT_VIEWS, asked, np.unique(early.as_of).tolist())
+
+    assert len(early) > 500
+    np.testing.assert_array_equal(ended.contact_key, early.contact_key)
+    np.testing.assert_array_equal(ended.X, early.X)
+    np.testing.assert_array_equal(ended.y, early.y)
+
+
+def test_the_judged_fit_has_seen_no_outcome_after_the_cutoff(shop_set, until) -> None:
+    """Turning every outcome that closes after the cut-off upside down leaves the judged probabilities as they were."""
+    cutoff = until - HORIZON * DAY_MICROS
+    late = shop_set.as_of + HORIZON * DAY_MICROS > cutoff
+    turned = TrainingSet(
+        shop_set.X, np.where(late, 1 - shop_set.y, shop_set.y), shop_set.contact_key, shop_set.as_of, shop_set.names
+    )
+
+    straight = judge(shop_set, cutoff, HORIZON, seed=0).probabilities["served"]
+
+    np.testing.assert_array_equal(judge(turned, cutoff, HORIZON, seed=0).probabilities["served"], straight)
+
+
+def test_few_customers_get_the_logistic_and_are_told_why(shop_set, until) -> None:
+    """Below 1,000 contacts LightGBM is not tried, and the reason names the counts."""
+    rung, reason = choose_rung(shop_set.closed_by(until - HORIZON * DAY_MICROS, HORIZON), HORIZON, seed=0)
+
+    assert rung == "logistic"
+    assert "400 contacts" in reason
+    assert "1000" in reason
+
+
+def test_the_same_data_and_seed_give_the_same_model(shop_set) -> None:
+    """Both rungs are deterministic."""
+    for rung in ("logistic", "lightgbm"):
+        once, again = (fit_calibrated(rung, shop_set, HORIZON, seed=3).predict(shop_set.X) for _ in range(2))
+        np.testing.assert_array_equal(once, again)
+
+
+def test_too_little_data_is_refused_with_counts_and_remedy(shop_set) -> None:
+    """Fewer than 100 contacts, or than 20 with the outcome, or one class: a refusal that says what is missing."""
+    few = shop_set.rows(shop_set.contact_key <= np.unique(shop_set.contact_key)[49])
+    one_class = shop_set.rows(shop_set.y == 0)
+
+    with pytest.raises(NotEnoughData, match=r"50 contacts.*import a longer history"):
+        check_enough(few, "conversion")
+    with pytest.raises(NotEnoughData, match="0 with the outcome"):
+        check_enough(one_class, "conversion")
+    with pytest.raises(NotEnoughData):
+        judge(one_class, int(one_class.as_of.max()), HORIZON, seed=0)
+
+
+def test_a_history_too_short_for_the_horizon_is_refused_and_churn_fits_itself_to_it(shop, until) -> None:
+    """A horizon asked for must fit twice into the history; churn's own is shortened, and says so."""
+    span = log_span(shop.lake, until)
+    short = span.first + 100 * DAY_MICROS
+
+    with pytest.raises(NotEnoughData, match="--horizon-days of at most 37"):
+        define("conversion", span, short, 60)
+    asked, note = define("churn", span, short, None)
+    assert asked.horizon_days == 30
+    assert "bears 30" in note
+
+
+def test_train_registers_promotes_and_serves(shop, until, mlruns) -> None:
+    """Churn and conversion of a small shop: registered, champion, better than the base rate, and loadable."""
+    end = shop.now
+    first = train("conversion", shop.lake, end, tracking_uri=mlruns.tracking_uri, artifact_root=mlruns.artifact_root)
+    churn = train("churn", shop.lake, end, tracking_uri=mlruns.tracking_uri, artifact_root=mlruns.artifact_root)
+
+    for trained in (first, churn):
+        assert trained.promoted, trained.gate
+        assert trained.metrics["brier"] < trained.metrics["base_rate_brier"]
+        assert trained.metrics["roc_auc"] > trained.metrics["orders_roc_auc"]
+        champion = registry.champion(trained.name, tracking_uri=mlruns.tracking_uri)
+        assert champion is not None
+        assert champion.version == trained.version == 1
+        model = load_model(trained.folder)
+        assert (model.name, model.version, model.rung) == (trained.name, 1, trained.rung)
+    second = train("conversion", shop.lake, end, tracking_uri=mlruns.tracking_uri, artifact_root=mlruns.artifact_root)
+    assert second.version == 2
+    assert "version 1's recipe" in second.gate
+
+
+def test_send_hour_learns_from_the_lake(shop, mlruns) -> None:
+    """Sends and their answers in the log become personal hours that are provably better than none."""
+    trained = train(
+        "send_hour", shop.lake, shop.now, tracking_uri=mlruns.tracking_uri, artifact_root=mlruns.artifact_root
+    )
+
+    assert trained.promoted
+    assert trained.rung == "personal"
+    assert trained.metrics["hour_effect"] == 1.0
+    assert trained.metrics["personal_log_loss"] < trained.metrics["global_log_loss"]
+
+
+def test_the_gate_refuses_what_is_worse_than_the_base_rate_or_the_champion(shop_set, until, tmp_path) -> None:
+    """A challenger below the base rate, or provably below the champion on the same rows, does not serve."""
+    cutoff = until - HORIZON * DAY_MICROS
+    judged = judge(shop_set, cutoff, HORIZON, seed=0)
+    assert gate_outcome(judged, None, cutoff).passed
+
+    reversed_ = dict(judged.probabilities, served=1 - judged.probabilities["served"])
+    below = gate_outcome(type(judged)(judged.rung, "", judged.rows, reversed_, {}), None, cutoff)
+    assert not below.passed
+    assert "base rate" in below.reason
+
+
+def test_unknown_models_are_named(shop, mlruns) -> None:
+    """A name that is no model is answered with those there are."""
+    with pytest.raises(LookupError, match="churn, conversion, send_hour"):
+        train("lifetime", shop.lake, shop.now, tracking_uri=mlruns.tracking_uri, artifact_root=mlruns.artifact_root)
+
+
+def test_snapshots_step_so_that_a_horizon_earlier_is_a_snapshot_too() -> None:
+    """The grid about every 14 days holds each instant less the horizon, as far back as it goes."""
+    for horizon in (7, 14, 30, 63, 90):
+        newest = 400 * DAY_MICROS
+        grid = snapshot_instants(newest, 0, horizon)
+        earlier = [t - horizon * DAY_MICROS for t in grid if t - horizon * DAY_MICROS >= grid[0]]
+
+        assert grid[-1] == newest
+        assert set(earlier) <= set(grid)
