@@ -21,6 +21,8 @@ from service.api import (
     predictions,
     problems,
     sends,
+    templates,
+    tracking,
 )
 from service.api.installation import Installation
 from service.api.metrics import Measured, Metrics
@@ -75,7 +77,7 @@ def create_app(
     app.state.installation = here
     problems.install(app)
     for noun in (
-        events, contacts, predictions, decisions, experiments, campaigns, sends, models, health,
+        events, contacts, predictions, decisions, experiments, templates, campaigns, sends, models, tracking, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

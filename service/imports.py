@@ -224,21 +224,22 @@ def _lines(
     micros = at.astype("datetime64[us]").astype("int64").to_numpy(np.int64)
     refuse(micros < 0, f"{date} lies before 1970")
     refuse(micros > to_micros(now), f"{date} lies in the future")
+    quantity = _numbers(table[columns["quantity"]]) if "quantity" in columns else pd.Series(1.0, index=table.index)
     if "total" in columns and "price" not in columns:
-        price = _numbers(table[columns["total"]])
-        # A negative total is a cancellation like a negative quantity.
-        quantity = pd.Series(np.where(price < 0, -1.0, 1.0), index=table.index)
-        amount_column, price = columns["total"], price.abs()
+        # The total is the line's money already; a negative one takes back like a negative quantity.
+        amount_column = columns["total"]
+        total = _numbers(table[amount_column])
+        quantity, price = quantity.abs().where((quantity > 0) & ~(total < 0), -quantity.abs()), total.abs()
+        multiplier = pd.Series(1.0, index=table.index)
     else:
         amount_column = columns["price"]
-        price = _numbers(table[amount_column])
-        quantity = _numbers(table[columns["quantity"]]) if "quantity" in columns else pd.Series(1.0, index=table.index)
+        price, multiplier = _numbers(table[amount_column]), quantity
     if "quantity" in columns:
         refuse(~np.isfinite(quantity) | (quantity == 0), f"{columns['quantity']} is no number other than 0")
     refuse(~np.isfinite(price), f"{amount_column} is no finite number")
     refuse(price < 0, f"{amount_column} is negative: a correction of the books, no order")
     decimals = decimals_of(currency)
-    refuse((price * quantity).abs() * 10**decimals > MAX_MINOR, f"{amount_column} is beyond all bounds")
+    refuse((price * multiplier).abs() * 10**decimals > MAX_MINOR, f"{amount_column} is beyond all bounds")
     if "order_id" in columns:
         order = _ids(table[columns["order_id"]])
         refuse(order == "", f"{columns['order_id']} is empty")
@@ -256,9 +257,7 @@ def _lines(
             "contact": contact[kept],
             "at": micros[kept],
             "quantity": quantity[kept].abs(),
-            "value_minor": _line_values(
-                quantity[kept].to_numpy(np.float64), price[kept].to_numpy(np.float64), decimals
-            ),
+            "value_minor": _line_values(multiplier[kept].to_numpy(), price[kept].to_numpy(), decimals),
             "is_cancelled": begins_with_c[kept] | (quantity[kept] < 0).to_numpy(),
             "email": _ids(table[columns["email"]])[kept] if "email" in columns else "",
         }
@@ -360,9 +359,7 @@ def _numbers(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors="coerce").astype("float64")
 
 
-def _line_values(
-    quantity: npt.NDArray[np.float64], price: npt.NDArray[np.float64], decimals: int
-) -> npt.NDArray[np.int64]:
+def _line_values(quantity: npt.NDArray[Any], price: npt.NDArray[Any], decimals: int) -> npt.NDArray[np.int64]:
     """|quantity x price| of each line in minor units, rounded half up on integers."""
     if np.all(quantity == np.floor(quantity)):
         amount = np.abs(quantity).astype(np.int64) * np.rint(price * _SCALE).astype(np.int64)
@@ -408,7 +405,7 @@ def _parsed(texts: pd.Series) -> pd.Series:
     return texts.map(dict(zip(distinct, chosen, strict=True))).astype("datetime64[us]")
 
 
-def _derived_orders(contact: pd.Series, micros: npt.NDArray[np.int64]) -> pd.Series:
+def _derived_orders(contact: pd.Series, micros: npt.NDArray[Any]) -> pd.Series:
     """An id for each line of a file without order ids: of contact, instant and place among its like."""
     frame = pd.DataFrame({"contact": contact, "at": micros})
     place = frame.groupby(["contact", "at"], sort=False).cumcount()

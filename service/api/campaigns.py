@@ -23,6 +23,7 @@ from service.campaigns import (
     plan_campaign,
     schedule_campaign,
 )
+from service.errors import Invalid
 from service.tables import CampaignRow
 
 router = APIRouter(prefix="/v1/campaigns", tags=["campaigns"])
@@ -47,8 +48,9 @@ class CampaignBody(BaseModel):
 @router.post("", status_code=201, dependencies=[Depends(allow("write"))])
 def create(body: CampaignBody, here: Installation = Depends(installation)) -> dict[str, Any]:
     """A draft; nothing is sent before it is scheduled."""
-    aware(body.window_start, "window_start")
-    aware(body.window_end, "window_end")
+    begin, end = aware(body.window_start, "window_start"), aware(body.window_end, "window_end")
+    if end <= begin:
+        raise Invalid(f"window_end {end.isoformat()} is not after window_start {begin.isoformat()}; give a window")
     with here.database.writing() as session:
         campaign_id = create_campaign(session, NewCampaign(**body.model_dump()), now=here.clock.now())
         return _shown(find_campaign(session, campaign_id))

@@ -40,6 +40,8 @@ class Installation:
     hits: HitBuffer
     metrics: Metrics
     keys: KeyCache = field(default_factory=KeyCache)
+    #: Targets of tracked links that were asked for lately, by number.
+    link_targets: dict[int, str] = field(default_factory=dict)
 
     def authenticate(self, secret: str) -> Key:
         """The key behind ``secret``, remembered for some seconds."""

@@ -1,0 +1,90 @@
+"""Laws of health, metrics, documentation, and of problems that no noun owns."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from service.database import Database
+
+
+def test_alive_and_ready(client: Any):
+    """On a migrated database with an empty lake the service is ready."""
+    assert client.get("/healthz").json() == {"status": "alive"}
+    ready = client.get("/readyz")
+
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    assert ready.json()["checks"] == {"database": "ok", "lake": "ok"}
+
+
+def test_a_database_of_another_version_is_not_ready(client: Any, database: Database):
+    """503 that names the remedy; the process itself stays alive."""
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'older'")
+        connection.commit()
+    ready = client.get("/readyz")
+
+    assert ready.status_code == 503
+    assert "kairos db upgrade" in ready.json()["checks"]["database"]
+    assert client.get("/healthz").status_code == 200
+
+
+def test_metrics_count_requests_events_and_sends(client: Any, caller: Callable[..., Any]):
+    """By route template, never by path: an id must not make a series of its own."""
+    key = caller("ingest", "read")
+    batch = [{"type": "track", "event": "x", "userId": "secret-id"}, {"type": "track", "userId": "1"}]
+    key("POST", "/v1/batch", json={"batch": batch})
+    key("GET", "/v1/contacts/secret-id/events")
+    text = client.get("/metrics").text
+
+    assert 'kairos_events_total{outcome="stored"} 1.0' in text
+    assert 'kairos_events_total{outcome="quarantined"} 1.0' in text
+    assert re.search(r'kairos_requests_total\{method="POST",route="/v1/batch",status="200"\} 1.0', text)
+    assert "# TYPE kairos_sends gauge" in text
+    assert "secret-id" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("DELETE", "/v1/batch", 405), ("PUT", "/healthz", 405), ("GET", "/v1/contacts", 401)],
+)
+def test_every_refusal_is_a_problem(method: str, path: str, status: int, client: Any):
+    """The framework's own errors have the same form as ours."""
+    answer = client.request(method, path)
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert {"type", "title", "status", "detail"} <= set(answer.json())
+    assert answer.json()["status"] == status
+
+
+def test_an_unforeseen_failure_tells_nothing_of_the_inside(
+    client: Any, caller: Callable[..., Any], database: Database, caplog: pytest.LogCaptureFixture
+):
+    """500 as a problem without the exception's words; the log has them."""
+    caller("ingest")("POST", "/v1/track", json={"event": "x", "userId": "42"})
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("UPDATE event SET properties = 'no json', kind = 'x'")
+        connection.commit()
+    answer = caller("read")("GET", "/v1/contacts/42/events")
+
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:kairos:problem:internal")
+    assert "JSON" not in answer.json()["detail"]
+    assert any(getattr(record, "action", "") == "request_failed" for record in caplog.records)
+
+
+def test_the_description_names_every_endpoint(client: Any):
+    """OpenAPI 3.1 with the paths of the contract, described in words."""
+    described = client.get("/openapi.json").json()
+
+    assert described["openapi"].startswith("3.1")
+    for path in (
+        "/v1/batch", "/v1/contacts/{user_id}/vector", "/v1/predictions", "/v1/experiments/{experiment_id}/report",
+        "/v1/decisions/{decision_id}", "/v1/rewards", "/v1/templates/{template_id}/preview",
+        "/v1/campaigns/{campaign_id}/schedule", "/v1/sends", "/v1/quarantine", "/v1/models/{name}", "/u/{token}",
+    ):  # fmt: skip
+        assert path in described["paths"]
+    assert all(
+        operation.get("description") for methods in described["paths"].values() for operation in methods.values()
+    )
