@@ -14,10 +14,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from sqlalchemy import bindparam, update
 
 from features.contacts import resolve, update_traits
 from features.events import NewEvent, append
-from features.tables import from_micros, to_micros
+from features.tables import ContactRow, UtcMicros, from_micros, to_micros
 from features.vocabulary import ORDER_CANCELLED, ORDER_COMPLETED
 from service.database import Database
 from service.errors import Invalid, NotFound
@@ -313,6 +314,17 @@ def _store(database: Database, part: pd.DataFrame, zone: str, now: datetime) -> 
             received_at=to_micros(now),
             imported=True,
             default_timezone=zone,
+        )
+        # A contact of history exists since its first order, not since the file was read.
+        earlier = update(ContactRow).where(
+            ContactRow.contact_key == bindparam("key"), ContactRow.created_at > bindparam("first", type_=UtcMicros)
+        )
+        session.connection().execute(
+            earlier.values(created_at=bindparam("first", type_=UtcMicros)),
+            [
+                {"key": keys[f"user:{name}"], "first": from_micros(int(at))}
+                for name, at in part.groupby("contact")["at"].min().items()
+            ],
         )
     return appended.stored, appended.duplicates
 

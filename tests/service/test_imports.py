@@ -266,3 +266,14 @@ def test_counts_of_a_real_file_agree_with_a_direct_count(
     assert abs(sums["Order Completed"] - pence[~cancelled].sum()) < 200  # prices of three decimals, rounded half up
     assert abs(sums["Order Cancelled"] - pence[cancelled].sum()) < 20
     assert import_orders(database, path, now=now, timezone="Europe/London", rejects_folder=tmp_path).events_stored == 0
+
+
+def test_an_imported_contact_exists_since_its_first_order(database, tmp_path, now):
+    """An audience as of an instant in the past holds who had bought by then."""
+    path = tmp_path / "orders.csv"
+    path.write_text("order_id,customer_id,date,total\n1,a,2025-01-05,10\n2,a,2025-03-01,10\n3,b,2025-02-01,5\n")
+    import_orders(database, path, now=now)
+    with database.reading() as session:
+        rows = session.execute(select(ContactRow.user_id, ContactRow.created_at)).all()
+
+    assert {user: at.date().isoformat() for user, at in rows} == {"a": "2025-01-05", "b": "2025-02-01"}
