@@ -133,7 +133,7 @@ def ingest(
         keys = _resolve(session, ordered, now)
         _learn_traits(session, ordered, keys, now)
         _change_consent(session, ordered, keys, source, now)
-        zones = _zones(session, set(keys.values()))
+        zones = _zones(session, ordered, keys, now)
         appended = events.append(
             session,
             [_new_event(message, keys[message.identity], zones) for message in ordered],
@@ -248,12 +248,21 @@ def _topics(session: Session, contact_keys: set[int]) -> dict[int, list[str]]:
     return topics
 
 
-def _zones(session: Session, contact_keys: set[int]) -> dict[int, str | None]:
+def _zones(session: Session, messages: Sequence[Message], keys: dict[str, int], now: datetime) -> dict[int, str | None]:
+    """Zone of each contact; one that has told none is taken to live where its newest message says it was."""
     zones: dict[int, str | None] = {}
-    for chunk in _chunks(sorted(contact_keys), _CHUNK):
+    for chunk in _chunks(sorted(set(keys.values())), _CHUNK):
         query = select(ContactRow.contact_key, ContactRow.timezone).where(ContactRow.contact_key.in_(chunk))
         zones.update({key: zone for key, zone in session.execute(query)})
-    return zones
+    inferred = {
+        keys[message.identity]: message.timezone
+        for message in sorted(messages, key=lambda message: message.occurred_at)
+        if message.timezone is not None and zones[keys[message.identity]] is None
+    }
+    if inferred:
+        told = {key: {"timezone": zone} for key, zone in inferred.items()}
+        contacts.update_traits(session, told, now=now, timezone_source="inferred")
+    return zones | inferred
 
 
 def _new_event(message: Message, contact_key: int, zones: dict[int, str | None]) -> events.NewEvent:

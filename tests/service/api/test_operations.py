@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
+from service.app import create_app
+from service.clock import SimulatedClock
 from service.database import Database
+from service.keys import create_key
+from service.settings import Settings
+from tests.service.calling import Caller, Client
 
 
 def test_alive_and_ready(client: Any):
@@ -88,3 +93,31 @@ def test_the_description_names_every_endpoint(client: Any):
     assert all(
         operation.get("description") for methods in described["paths"].values() for operation in methods.values()
     )
+
+
+@pytest.mark.postgres
+def test_everything_pages_on_postgresql_too(settings: Settings, postgres: Database, clock: SimulatedClock):
+    """Events go in; every list turns its pages, and texts that PostgreSQL cannot keep are a problem, not a failure."""
+    with postgres.writing() as session:
+        _, secret = create_key(session, "all", ["admin"], clock.now())
+    with Client(create_app(settings, postgres, clock)) as client:
+        key = Caller(client, secret)
+        good = [{"type": "track", "event": "x", "userId": f"u{i}", "messageId": f"m{i}"} for i in range(4)]
+        bad = [{"type": "track", "event": i, "userId": "u0", "note": "\x00"} for i in range(4)]
+        more = [{"type": "track", "event": "x", "userId": "u0", "messageId": f"n{i}"} for i in range(4)]
+        assert key("POST", "/v1/batch", json={"batch": [*good, *bad, *more]}).json()["success"] is True
+        arms = [{"id": "a", "text": "A"}, {"id": "b", "text": "B"}]
+        for i in range(4):
+            body = {"name": f"n{i}", "kind": "subject", "arms": arms}
+            assert key("POST", "/v1/experiments", json=body).status_code == 201
+        for path in ("/v1/contacts", "/v1/contacts/u0/events", "/v1/quarantine", "/v1/experiments"):
+            first = key("GET", path, params={"limit": 3}).json()
+            rest = key("GET", path, params={"limit": 3, "cursor": first["next_cursor"]}).json()
+            assert len(first["items"]) == 3
+            assert rest["items"]
+            assert not [item for item in rest["items"] if item in first["items"]]
+        assert key("GET", "/v1/contacts/%00").status_code == 422
+        nameless = {"name": "\x00", "kind": "subject", "arms": arms}
+        assert key("POST", "/v1/experiments", json=nameless).status_code == 422
+        assert key("GET", "/v1/sends").json() == {"items": [], "next_cursor": None}
+        assert client.get("/readyz").status_code == 200

@@ -297,3 +297,18 @@ def test_a_batch_of_many_contacts_takes_few_statements(database: Database, now: 
         }
 
     assert count([identify(i) for i in range(1, 1001)]) <= count([identify(0)]) + 2
+
+
+def test_a_zone_that_nobody_told_is_inferred_and_gives_way_to_one_that_was(any_database: Database, now: datetime):
+    """`context.timezone` fills the gap, marked as inferred; a trait replaces it, and later contexts do not."""
+    page = {"type": "page", "userId": "42", "context": {"timezone": "America/New_York"}}
+    told = {"type": "identify", "userId": "42", "traits": {"timezone": "Europe/Berlin"}}
+    with any_database.writing() as session:
+        put(session, [page | {"messageId": "1"}], now)
+        first = contact(session)
+        assert (first.timezone, first.timezone_source) == ("America/New_York", "inferred")
+
+        put(session, [told, page | {"messageId": "2"}], now)
+        second = contact(session)
+        assert (second.timezone, second.timezone_source) == ("Europe/Berlin", "explicit")
+        assert {row.hour_of_week for row in session.scalars(select(EventRow).where(EventRow.kind == "Page"))} == {4}
