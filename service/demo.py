@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import email
 import email.policy
+import json
 import re
 import shutil
 import socket
@@ -228,8 +229,9 @@ class _Demo:
 
         cutoffs = [month for month in _month_ends(now, self.options.timezone) if month + timedelta(days=30) <= now][:3]
         table = backtest("conversion", self.lake, sorted(cutoffs), horizon_days=30)
-        self.say(f"Backtest of conversion at {len(cutoffs)} month ends:\n{table.to_string(index=False)}")
-        return {"conversion": table.to_dict(orient="records")}
+        shown = table[["model", "roc_auc", "brier", "ece", "predicted_over_actual"]].groupby("model", sort=False).mean()
+        self.say(f"Backtest of conversion, mean of {len(cutoffs)} month ends:\n{shown.round(3).to_string()}")
+        return {"conversion": json.loads(table.to_json(orient="records", date_format="iso"))}
 
     def _start_campaign(self, now: datetime) -> str:
         subject = NewExperiment(
