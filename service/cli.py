@@ -99,7 +99,7 @@ def demo(
 
     Example: kairos demo --contacts 2000 --days 120 --seed 7
     """
-    from service.demo import DemoOptions, run_demo
+    from service.demo import DemoOptions, run_demo, summarise
     from service.settings import Settings
 
     _logs("WARNING")
@@ -116,8 +116,8 @@ def demo(
         timezone=timezone or Settings().timezone,
         hour_effect=hour_effect,
     )
-    report = run_demo(options, lambda line: _note(line))
-    _answer(report, as_json, _outline)
+    report = run_demo(options, _note)
+    _answer(report, as_json, summarise)
     if not as_json:
         _note(f"Look around: KAIROS_HOME={home} kairos serve, then http://127.0.0.1:8000/docs")
 
@@ -140,7 +140,7 @@ def serve(
     from service.clock import SystemClock
     from service.worker import run
 
-    with _installation() as (settings, database):
+    with _installation(lasting=True) as (settings, database):
         stop = threading.Event()
         thread = None
         if worker:
@@ -185,7 +185,7 @@ def work(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _installation() as (settings, database):
+    with _installation(lasting=True) as (settings, database):
         rounds = run(database, settings, SystemClock(), stop, lake=_lake(settings), once=once, until_idle=until_idle)
     _answer({"rounds": rounds}, as_json, lambda report: f"{report['rounds']} rounds done")
 
@@ -775,7 +775,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 @contextmanager
-def _installation() -> Iterator[tuple[Settings, Database]]:
+def _installation(*, lasting: bool = False) -> Iterator[tuple[Settings, Database]]:
     """Settings and an open database with this version's tables; a fresh one gets them."""
     from service.checks import check_database, is_fresh
     from service.database import Database
@@ -783,7 +783,8 @@ def _installation() -> Iterator[tuple[Settings, Database]]:
     from service.settings import Settings
 
     settings = Settings()
-    _logs(settings.log_level)
+    # A command that ends says what it did by itself; what runs on says it in its log.
+    _logs("WARNING" if settings.log_level.upper() == "INFO" and not lasting else settings.log_level)
     database = Database(settings.database)
     try:
         if is_fresh(database):

@@ -139,6 +139,63 @@ def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
     return report
 
 
+def summarise(report: dict[str, Any]) -> str:
+    """The report of `run_demo` for people: a screenful, with the world's truth beside what was learned."""
+    lines = [
+        "",
+        f"{report['events']:,} events of {report['contacts']:,} contacts; "
+        f"{report['vectors_per_second']:,} vectors a second",
+        "",
+        f"{'model':<12} {'version':>7}  {'rung':<10} {'ROC AUC':>8} {'recency':>8} {'Brier':>7} {'ECE':>6}",
+    ]
+    for name, model in report["models"].items():
+        figures = [
+            f"{value:.3f}" if isinstance(value := model.get(key), float) else "-"
+            for key in ("roc_auc", "recency_roc_auc", "brier", "ece")
+        ]
+        lines.append(
+            f"{name:<12} {model['version']:>7}  {model['rung']:<10} "
+            f"{figures[0]:>8} {figures[1]:>8} {figures[2]:>7} {figures[3]:>6}"
+        )
+    sends = report["sends"]
+    ended = ", ".join(f"{sends[state]:,} {state.replace('_', ' ')}" for state in TERMINAL_STATES if sends[state])
+    lines += ["", f"{sends['planned']:,} sends planned, all ended: {ended}; {sends['unknown']} unknown"]
+    for experiment in report["experiments"]:
+        lines += ["", f"{experiment['name']} experiment, reward: {experiment['reward']}"]
+        lines.append(f"  {'arm':<12} {'true rate':>9} {'seen':>7} {'sends':>6}   share of first wave → last → next")
+        for arm in experiment["arms"]:
+            seen = "-" if arm["rate"] is None else f"{arm['rate']:.3f}"
+            shares = " → ".join(
+                "-" if arm[key] is None else f"{arm[key]:.2f}"
+                for key in ("share_first_wave", "share_last_wave", "probability")
+            )
+            lines.append(f"  {arm['id']:<12} {arm['true_rate']:>9.3f} {seen:>7} {arm['sends']:>6}   {shares}")
+    hours, decisions = report["hours"], report["decisions"]
+    opens = hours["opens_per_mail"]
+    lines += [
+        "",
+        f"hours: expected opens a mail {opens['chosen']:.3f} at the chosen hours, {opens['random']:.3f} at random "
+        f"ones, {opens['best']:.3f} at each contact's best",
+    ]
+    if hours["captured_share"] is None:
+        lines.append(
+            "  in truth no hour is better than another"
+            + ("" if hours["claimed_gain"] else ", and none was called best")
+        )
+    else:
+        low, high = hours["interval"]
+        lines.append(
+            f"  {hours['captured_share']:.0%} of the possible gain captured (95 % interval {low:.0%} to {high:.0%})"
+        )
+    if decisions["count"]:
+        lines.append(
+            f"decisions: {decisions['count']:,}, {decisions['replayed_equal']:,} of them replayed to the same arm; "
+            f"least propensity {decisions['least_propensity']:.3f}"
+        )
+    lines.append(f"{report['seconds']} seconds")
+    return "\n".join(lines)
+
+
 @dataclass
 class _Demo:
     options: DemoOptions
