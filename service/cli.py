@@ -133,6 +133,7 @@ def serve(
 
     Example: kairos serve --port 8000
     """
+    import signal
     import threading
 
     import uvicorn
@@ -142,6 +143,8 @@ def serve(
 
     with _installation(lasting=True) as (settings, database):
         stop = threading.Event()
+        # uvicorn passes the signal on once it has closed: without a handler that would end us before the worker has.
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
         thread = None
         if worker:
             thread = threading.Thread(

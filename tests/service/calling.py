@@ -14,6 +14,7 @@ class Client:
     def __init__(self, app: FastAPI) -> None:
         # An error that nobody foresaw comes as an answer, as it would to anybody.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.app = app
         self.http = httpx.AsyncClient(transport=transport, base_url="http://kairos.test")
         self.lifespan = app.router.lifespan_context(app)
         self.runner = asyncio.Runner()
