@@ -15,16 +15,13 @@ from sqlalchemy.orm import Session
 
 from features import contacts, events
 from features.tables import to_micros
-from service.flow.ingest.message import (
-    INTERNAL,
+from service.flow.ingest.message import INTERNAL, Message, kept_body, read_message
+from service.flow.ingest.values import (
     MAX_MINOR,
-    Message,
     MessageError,
     decimals_of,
-    kept_body,
     minor_units,
     parse_instant,
-    read_message,
     valid_address,
 )
 from service.suppression import Consent, consent_states, set_consent

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
-from functools import lru_cache
+from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
-from email_validator import EmailNotValidError, validate_email
+from email_validator import EmailNotValidError
 
 from features import vocabulary
 from features.tables import to_micros
+from service.flow.ingest.values import (
+    MessageError,
+    checked_text,
+    is_zone,
+    minor_units,
+    parse_instant,
+    said,
+    usual_address,
+)
 from service.logs import redact, redacted
 
 TYPES = ("track", "identify", "page", "screen", "group", "alias")
@@ -40,44 +45,15 @@ EMITTED = frozenset(
 #: Names that belong to calls of their own (`identify` writes the history of traits).
 OWN_CALLS = {vocabulary.IDENTIFY: "identify", vocabulary.ALIAS: "alias", vocabulary.GROUP: "group"}
 
-#: Bytes of one message, as the Segment API limits them.
-MAX_BYTES = 32 * 1024
-MAX_DEPTH = 32
 #: Longest names and ids; the columns they go to hold a little more.
 MAX_NAME, MAX_ID, MAX_REF, MAX_MESSAGE_ID = 80, 240, 120, 150
-#: Largest amount, in minor units: sums of millions of these stay inside int64.
-MAX_MINOR = 10**12
-
-_NO_DECIMALS = {
-    "BIF",
-    "CLP",
-    "DJF",
-    "GNF",
-    "ISK",
-    "JPY",
-    "KMF",
-    "KRW",
-    "PYG",
-    "RWF",
-    "UGX",
-    "VND",
-    "VUV",
-    "XAF",
-    "XOF",
-    "XPF",
-}
-_THREE_DECIMALS = {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"}
 _MONEY = ("revenue", "total", "value")
 _PRICED = (vocabulary.PRODUCT_VIEWED, vocabulary.PRODUCT_ADDED)
 
 
-class MessageError(ValueError):
-    """A message, or a part of it, that cannot be taken; says which value and what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a checked message says. E-mail addresses are in ``email`` and nowhere else."""
+    """What a checked message says. Its address is in ``traits["email"]`` and nowhere else."""
 
     kind: str
     identity: str
@@ -120,17 +96,17 @@ def read_message(body: Any, *, source: str, received_at: datetime, sent_at: date
         If the message cannot be taken.
     """
     if not isinstance(body, Mapping):
-        raise MessageError(f'the message is {_said(body)}, not an object; send {{"type": "track", …}}')
-    text = _checked_text(body)
+        raise MessageError(f'the message is {said(body)}, not an object; send {{"type": "track", …}}')
+    text = checked_text(body)
     type_ = body.get("type")
     if type_ not in TYPES:
-        raise MessageError(f"type is {_said(type_)}; send one of {', '.join(TYPES)}")
+        raise MessageError(f"type is {said(type_)}; send one of {', '.join(TYPES)}")
     context = _object(body, "context")
     occurred_at = _occurred_at(body, received_at, sent_at)
     user, anonymous = _id(body, "userId"), _id(body, "anonymousId")
     if user is not None and user.startswith("anonymous_id:"):
         raise MessageError(
-            f"userId {_said(user)} begins with anonymous_id:, which names contacts without a userId; send anonymousId"
+            f"userId {said(user)} begins with anonymous_id:, which names contacts without a userId; send anonymousId"
         )
     if user is None and anonymous is None:
         raise MessageError("the message has neither userId nor anonymousId; send one of them, as text")
@@ -178,94 +154,12 @@ def read_message(body: Any, *, source: str, received_at: datetime, sent_at: date
         ref=_ref(kind, properties),
         value_minor=_value_minor(kind, properties, currency),
         properties=_without_addresses(properties),
-        timezone=zone if isinstance(zone, str) and _is_zone(zone) else None,
+        timezone=zone if isinstance(zone, str) and is_zone(zone) else None,
         also=also,
         traits=None if traits is None else {**_without_addresses(traits), **_address_of(traits)},
         consent=consent,
         refused=refused,
     )
-
-
-def parse_instant(value: Any, name: str = "timestamp") -> datetime:
-    """Aware UTC datetime of an RFC 3339 text; without a zone it is taken as UTC.
-
-    Raises
-    ------
-    MessageError
-        If it is no such text, or lies before 1970 or after 2200.
-
-    Examples
-    --------
-    >>> parse_instant("2026-03-02T10:00:00+01:00").isoformat()
-    '2026-03-02T09:00:00+00:00'
-    """
-    try:
-        instant = datetime.fromisoformat(value)
-        instant = (instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant).astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
-        raise MessageError(f"{name} is {_said(value)}; write an RFC 3339 time such as 2026-03-02T09:00:00Z") from None
-    if not 1970 <= instant.year < 2200:
-        raise MessageError(f"{name} {value} lies outside the years 1970 to 2199; check the sender's clock")
-    return instant
-
-
-def minor_units(value: Any, currency: str, name: str = "value") -> int:
-    """An amount in minor units of ``currency``, rounded half up, exact in decimal.
-
-    Raises
-    ------
-    MessageError
-        If it is no finite number, or larger than 10^12 minor units.
-
-    Examples
-    --------
-    >>> minor_units(12.345, "GBP"), minor_units("7", "JPY")
-    (1235, 7)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise MessageError(f"{name} is {_said(value)}; send an amount such as 12.50")
-    try:
-        # repr of a float is the shortest text that names it: 12.345 is read as written, not as 12.34499…
-        amount = Decimal(value.strip() if isinstance(value, str) else repr(value))
-    except InvalidOperation:
-        raise MessageError(f"{name} is {_said(value)}; send an amount such as 12.50") from None
-    decimals = decimals_of(currency)
-    if not amount.is_finite() or abs(amount) > MAX_MINOR:
-        raise MessageError(f"{name} is {_said(value)}; send a finite amount of at most {MAX_MINOR // 10**decimals:,}")
-    minor = int((amount * 10**decimals).to_integral_value(ROUND_HALF_UP))
-    if abs(minor) > MAX_MINOR:
-        raise MessageError(f"{name} is {_said(value)}; send a finite amount of at most {MAX_MINOR // 10**decimals:,}")
-    return minor
-
-
-def decimals_of(currency: str) -> int:
-    """Decimal places of a currency's minor unit (ISO 4217); 2 where it is not one of the exceptions.
-
-    Examples
-    --------
-    >>> decimals_of("GBP"), decimals_of("JPY"), decimals_of("KWD")
-    (2, 0, 3)
-    """
-    return 0 if currency in _NO_DECIMALS else 3 if currency in _THREE_DECIMALS else 2
-
-
-def valid_address(text: str) -> str | None:
-    """The address in its usual spelling, or None if ``text`` is none. Nothing is looked up.
-
-    Examples
-    --------
-    >>> valid_address(" Ann@Shop.Example "), valid_address("ann at shop")
-    ('Ann@shop.example', None)
-    """
-    try:
-        return _address(text)
-    except EmailNotValidError:
-        return None
-
-
-def _address(text: str) -> str:
-    # Domains reserved for tests (RFC 2606) are allowed: demo and tests send to them, into a local sink.
-    return str(validate_email(text.strip(), check_deliverability=False, test_environment=True).normalized)
 
 
 def kept_body(body: Any) -> str:
@@ -276,45 +170,12 @@ def kept_body(body: Any) -> str:
         return json.dumps({"kept": False, "why": "nested too deep to be written down"})
 
 
-def _checked_text(body: Mapping[str, Any]) -> str:
-    """The message as JSON, once every value in it can be stored."""
-    # A stack, not recursion: the nesting is what is being checked.
-    stack: list[tuple[str, Any, int]] = [("", body, 1)]
-    while stack:
-        path, value, depth = stack.pop()
-        if isinstance(value, str):
-            _check_characters(value, path)
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                raise MessageError(f"{path} is {value}; send a finite number or leave it out")
-        elif isinstance(value, Mapping | list):
-            if depth > MAX_DEPTH:
-                raise MessageError(f"{path[:80]}… is nested deeper than {MAX_DEPTH} levels; flatten it")
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            for key, inner in items:
-                if isinstance(key, str):
-                    _check_characters(key, f"a name inside {path or 'the message'}")
-                stack.append((f"{path}.{key}" if path else str(key), inner, depth + 1))
-    text = json.dumps(body, ensure_ascii=False, sort_keys=True, default=str)
-    size = len(text) if len(text) > MAX_BYTES else len(text.encode())
-    if size > MAX_BYTES:
-        raise MessageError(f"the message has {size:,} bytes; the limit is {MAX_BYTES:,}: send less in one message")
-    return text
-
-
-def _check_characters(text: str, path: str) -> None:
-    if "\x00" in text:
-        raise MessageError(f"{path} holds a NUL character (\\u0000); remove it")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise MessageError(f"{path} holds half of a surrogate pair; send valid Unicode")
-
-
 def _object(body: Mapping[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
     value = body.get(name)
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise MessageError(f"{prefix}{name} is {_said(value)}, not an object; send {{…}} or leave it out")
+        raise MessageError(f"{prefix}{name} is {said(value)}, not an object; send {{…}} or leave it out")
     return dict(value)
 
 
@@ -323,7 +184,7 @@ def _id(body: Mapping[str, Any], name: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise MessageError(f"{name} is {_said(value)}; send it as text")
+        raise MessageError(f"{name} is {said(value)}; send it as text")
     text = str(value).strip()
     if not 1 <= len(text) <= MAX_ID:
         raise MessageError(f"{name} has {len(text)} characters; send 1 to {MAX_ID}")
@@ -333,7 +194,7 @@ def _id(body: Mapping[str, Any], name: str) -> str | None:
 def _event_name(body: Mapping[str, Any], *, internal: bool) -> str:
     name = body.get("event")
     if not isinstance(name, str) or not name.strip():
-        raise MessageError(f"event is {_said(name)}; send the event's name as text, such as Order Completed")
+        raise MessageError(f"event is {said(name)}; send the event's name as text, such as Order Completed")
     kind = vocabulary.canonical_name(name.strip())
     if len(kind) > MAX_NAME:
         raise MessageError(f"event has {len(kind)} characters; the limit is {MAX_NAME}")
@@ -369,7 +230,7 @@ def _message_id(body: Mapping[str, Any], text: str, source: str, occurred_at: in
     if isinstance(given, str) and 0 < len(given) <= MAX_MESSAGE_ID:
         return f"{source}/{given}"
     if given is not None and not isinstance(given, str):
-        raise MessageError(f"messageId is {_said(given)}; send it as text, a fresh one for each message")
+        raise MessageError(f"messageId is {said(given)}; send it as text, a fresh one for each message")
     # Without an id of its own a message is known by its content; one that does not say when it happened also by
     # the instant it came, or two visits of a page would be one.
     content = given or (text if body.get("timestamp") or body.get("originalTimestamp") else f"{text}@{occurred_at}")
@@ -383,30 +244,21 @@ def _read_traits(traits: dict[str, Any], refused: list[str]) -> str | None:
             given = traits["email"]
             if not isinstance(given, str):
                 raise MessageError("it is no text")
-            traits["email"] = _address(given)
+            traits["email"] = usual_address(given)
         except (EmailNotValidError, MessageError) as error:
-            shown = _said(traits.pop("email"))
+            shown = said(traits.pop("email"))
             refused.append(
                 f"traits.email {redact(shown)} is no address ({redact(str(error))}); the event was kept without it"
             )
     zone = traits.get("timezone")
-    if zone is not None and not (isinstance(zone, str) and _is_zone(zone)):
+    if zone is not None and not (isinstance(zone, str) and is_zone(zone)):
         del traits["timezone"]
-        refused.append(f"traits.timezone {_said(zone)} is no IANA time zone; send one such as Europe/London")
+        refused.append(f"traits.timezone {said(zone)} is no IANA time zone; send one such as Europe/London")
     consent = traits.pop("email_consent", None)
     if consent is not None and consent not in ("subscribed", "unsubscribed"):
-        refused.append(f"traits.email_consent {_said(consent)} is not known; send subscribed or unsubscribed")
+        refused.append(f"traits.email_consent {said(consent)} is not known; send subscribed or unsubscribed")
         return None
     return consent
-
-
-@lru_cache(maxsize=1024)
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        return False
-    return True
 
 
 def _ref(kind: str, properties: Mapping[str, Any]) -> str | None:
@@ -417,7 +269,7 @@ def _ref(kind: str, properties: Mapping[str, Any]) -> str | None:
         if value is None or value == "":
             continue
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise MessageError(f"properties.{name} is {_said(value)}; send it as text")
+            raise MessageError(f"properties.{name} is {said(value)}; send it as text")
         if len(str(value)) > MAX_REF:
             raise MessageError(f"properties.{name} has {len(str(value))} characters; the limit is {MAX_REF}")
         return str(value)
@@ -434,7 +286,7 @@ def _value_minor(kind: str, properties: Mapping[str, Any], currency: str) -> int
         minor = minor_units(value, currency, f"properties.{name}")
         told = properties.get("currency")
         if told is not None and not isinstance(told, str):
-            raise MessageError(f"properties.currency is {_said(told)}; send an ISO 4217 code such as {currency}")
+            raise MessageError(f"properties.currency is {said(told)}; send an ISO 4217 code such as {currency}")
         return minor if told is None or told.strip().upper() in ("", currency) else None
     return None
 
@@ -446,11 +298,3 @@ def _without_addresses(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _address_of(traits: Mapping[str, Any]) -> dict[str, Any]:
     return {"email": traits["email"]} if "email" in traits else {}
-
-
-def _said(value: Any) -> str:
-    """A value as an error may repeat it: short, without addresses."""
-    if value is None:
-        return "missing"
-    text = repr(value)
-    return redact(text if len(text) <= 80 else f"{text[:77]}…")
