@@ -33,7 +33,7 @@ LIGHTGBM_PARAMETERS: dict[str, Any] = {
 }
 
 
-class OneClass(ValueError):  # noqa: N818
+class OneClass(ValueError):
     """Only one outcome occurs, so there is nothing to tell apart."""
 
 

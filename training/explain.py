@@ -57,19 +57,24 @@ def explain(estimator: Estimator, X: Array, views: ViewSet) -> Explanation:
     Lundberg, S. M. et al. (2020), "From local explanations to global understanding with explainable AI for trees".
     """
     by_column, base = estimator.contributions(X)
+    return _by_family(by_column, base, views)
+
+
+def _by_family(by_column: Array, base: float | Array, views: ViewSet) -> Explanation:
     family_of = family_by_column(views)
     families = tuple(dict.fromkeys(family_of))
     member = np.array([[family == one for one in families] for family in family_of], dtype=np.float64)
-    return Explanation(families, by_column @ member, np.broadcast_to(np.asarray(base, dtype=np.float64), (len(X),)))
+    return Explanation(
+        families, by_column @ member, np.broadcast_to(np.asarray(base, dtype=np.float64), (len(by_column),))
+    )
 
 
 def reasons(estimator: Estimator, X: Array, views: ViewSet) -> list[list[Reason]]:
     """Up to three reasons up and three down for each row, weightiest first."""
-    by_column, _ = estimator.contributions(X)
-    explained = explain(estimator, X, views)
-    columns = {
-        family: [i for i, name in enumerate(family_by_column(views)) if name == family] for family in explained.families
-    }
+    by_column, base = estimator.contributions(X)
+    explained = _by_family(by_column, base, views)
+    family_of = family_by_column(views)
+    columns = {family: [i for i, one in enumerate(family_of) if one == family] for family in explained.families}
     return [_of_row(X[i], by_column[i], explained.contributions[i], columns, views.names) for i in range(len(X))]
 
 

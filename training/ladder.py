@@ -22,7 +22,7 @@ LIGHTGBM_CONTACTS, LIGHTGBM_POSITIVES = 1_000, 200
 RIVALS = {"recency": "days_since_order", "orders": "orders_ever"}
 
 
-class NotEnoughData(ValueError):  # noqa: N818
+class NotEnoughData(ValueError):
     """Too few contacts, outcomes or days for a personal score; the message has the counts and the remedy."""
 
 

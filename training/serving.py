@@ -33,7 +33,7 @@ MODEL_FILE, VIEWS_FILE, CALIBRATION_FILE = "model.json", "view_set.json", "calib
 GOLDEN_FILE, CHECKSUMS_FILE = "golden.json", "checksums.json"
 
 
-class BrokenModel(ValueError):  # noqa: N818
+class BrokenModel(ValueError):
     """A model's folder cannot be trusted or does not fit this installation."""
 
 

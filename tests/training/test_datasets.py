@@ -27,7 +27,7 @@ def _mail(*events: tuple[str, float, str, int]) -> EventColumns:
     return EventColumns(
         contact_key=np.ones(n, np.int64),
         occurred_at=at,
-        received_at=at,
+        received_at=at.copy(),
         seq=np.arange(n, dtype=np.int64),
         kind=np.array([list(KINDS).index(kind) for kind, *_ in events], dtype=np.int32),
         value_minor=np.zeros(n, np.int64),
