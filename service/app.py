@@ -50,14 +50,13 @@ def create_app(
     serving : Serving, optional
         Models in memory, shared with a worker in the same process; a fresh one by default.
     """
-    metrics = Metrics(database)
     here = Installation(
         settings=settings,
         database=database,
         clock=clock or SystemClock(),
         serving=serving or Serving(),
         hits=HitBuffer(database),
-        metrics=metrics,
+        metrics=Metrics(database),
     )
 
     @asynccontextmanager
@@ -81,7 +80,7 @@ def create_app(
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)
-    app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(Measured)
     return app
 
 

@@ -60,9 +60,8 @@ class _SendsByState(Collector):
 class Measured:
     """Middleware that counts requests by route template (never by path: ids would make endless series)."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and count its answer."""
@@ -82,5 +81,6 @@ class Measured:
             await self._app(scope, receive, counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - begun)
+            metrics: Metrics = scope["app"].state.installation.metrics
+            metrics.requests.labels(scope["method"], route, str(status)).inc()
+            metrics.seconds.labels(route).observe(time.perf_counter() - begun)

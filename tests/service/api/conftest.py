@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.clock import SimulatedClock
@@ -18,10 +20,20 @@ def clock(now: datetime) -> SimulatedClock:
     return SimulatedClock(now)
 
 
+@pytest.fixture(scope="session")
+def routes(empty_sqlite: Path) -> FastAPI:
+    """One routing table for all tests, since it takes a while to build; each test gives it its own installation."""
+    settings = Settings(home=empty_sqlite.parent / "home", _env_file=None)
+    return create_app(settings, Database(f"sqlite:///{empty_sqlite}"))
+
+
 @pytest.fixture
-def client(settings: Settings, database: Database, clock: SimulatedClock) -> Iterator[Client]:
+def client(settings: Settings, database: Database, clock: SimulatedClock, routes: FastAPI) -> Iterator[Client]:
     """A client that has no key."""
-    with Client(create_app(settings, database, clock)) as started:
+    own = create_app(settings, database, clock)
+    routes.state.installation = own.state.installation
+    routes.router.lifespan_context = own.router.lifespan_context
+    with Client(routes) as started:
         yield started
 
 
