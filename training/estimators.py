@@ -96,6 +96,7 @@ class RidgeLogistic:
     def fit(cls, X: Array, y: NDArray[np.generic], *, seed: int = 0) -> RidgeLogistic:
         """The penalised maximum-likelihood fit; the same data give the same coefficients (``seed`` is not used)."""
         from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
 
         _check_outcomes(y)
         compressed, is_missing = _compress(X)
@@ -108,7 +109,9 @@ class RidgeLogistic:
         design = np.hstack(
             [_standardise(compressed, is_missing, center, scale), is_missing[:, flagged] - missing_share[flagged]]
         )
-        fitted = LogisticRegression(C=LOGISTIC_C, solver="newton-cholesky", max_iter=200, tol=1e-8).fit(design, y)
+        logistic = LogisticRegression(C=LOGISTIC_C, solver="newton-cholesky", max_iter=200, tol=1e-8)
+        with threadpool_limits(2 if len(X) >= TWO_THREADS_FROM else 1):
+            fitted = logistic.fit(design, y)
         missing_coefficients = np.zeros(X.shape[1])
         missing_coefficients[flagged] = fitted.coef_[0, X.shape[1] :]
         # A column without variance in training has had no say, whatever it holds later.
