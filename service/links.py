@@ -25,7 +25,7 @@ LARGEST_ID = 2**63 - 1
 _QUERY_CHUNK = 5_000
 
 
-class BadToken(ValueError):  # noqa: N818 - named for what it is, as the errors of service.errors are
+class BadToken(ValueError):
     """A token that we did not sign for this purpose."""
 
 
