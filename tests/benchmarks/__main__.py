@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import multiprocessing
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,8 +21,10 @@ def names() -> list[str]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """What ``run()`` of the named benchmark returns."""
-    return importlib.import_module(f"tests.benchmarks.bench_{name}").run()
+    """What ``run()`` of the named benchmark returns, in a fresh process: peak memory is then its own."""
+    code = f"import json; from tests.benchmarks.bench_{name} import run; print(json.dumps(run()))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -37,12 +38,10 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
     }
-    context = multiprocessing.get_context("spawn")
     for name in chosen:
         print(f"{name} …", file=sys.stderr, flush=True)
         started = time.perf_counter()
-        with context.Pool(1) as pool:  # a fresh process each: peak memory is the benchmark's own
-            report[name] = pool.apply(measure, (name,))
+        report[name] = measure(name)
         report[name]["seconds"] = round(time.perf_counter() - started, 1)
         print(f"{name}: {report[name]['seconds']} s", file=sys.stderr, flush=True)
     print(json.dumps(report, indent=2))
