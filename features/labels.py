@@ -1,4 +1,4 @@
-"""Declared outcomes: who is asked about, what happened after, within which horizon.
+"""Declared outcomes: what happened after an instant, within which horizon. Who is asked about is the model's to say.
 
 A label at ``as_of`` with horizon H looks at ``[as_of, as_of + H)`` and closes at ``as_of + H``: what was not known by
 then (``received_at``) does not count, so a label computed once stays what it was.
@@ -43,8 +43,6 @@ class Outcome:
     """
 
     name: str
-    #: ``known``: anyone with an event; ``customers``: with an order in the last two horizons.
-    population: Literal["known", "customers"]
     event: str
     #: None: from the data, see `churn_horizon_days`.
     horizon_days: int | None
@@ -52,9 +50,8 @@ class Outcome:
     positive: Literal["some", "none"]
 
 
-CONVERSION = Outcome("conversion", "known", ORDER_COMPLETED, 30, "some")
-CHURN = Outcome("churn", "customers", ORDER_COMPLETED, None, "none")
-OUTCOMES: dict[str, Outcome] = {outcome.name: outcome for outcome in (CONVERSION, CHURN)}
+CONVERSION = Outcome("conversion", ORDER_COMPLETED, 30, "some")
+CHURN = Outcome("churn", ORDER_COMPLETED, None, "none")
 
 
 def label(
@@ -67,19 +64,6 @@ def label(
     """1 where the outcome came true within the horizon, else 0; shape as ``keys``."""
     happened = order_days_within(columns, keys, as_of, _horizon(outcome, horizon_days)) > 0
     return (happened if outcome.positive == "some" else ~happened).astype(np.int8)
-
-
-def eligible(
-    outcome: Outcome,
-    columns: EventColumns,
-    keys: npt.ArrayLike,
-    as_of: npt.ArrayLike,
-    horizon_days: int | None = None,
-) -> npt.NDArray[np.bool_]:
-    """Whether each contact belonged to the outcome's population at its instant."""
-    if outcome.population == "known":
-        return eligible_known(columns, keys, as_of)
-    return eligible_customers(columns, keys, as_of, _horizon(outcome, horizon_days))
 
 
 def order_days_within(
@@ -105,25 +89,6 @@ def order_days_within(
     return _order_days(columns, keys, start, start + horizon_days * DAY_MICROS)
 
 
-def eligible_customers(
-    columns: EventColumns, keys: npt.ArrayLike, as_of: npt.ArrayLike, horizon_days: int
-) -> npt.NDArray[np.bool_]:
-    """Whether the contact had, as known at ``as_of``, a standing order in the two horizons before it."""
-    end = np.asarray(as_of, dtype=np.int64)
-    return _order_days(columns, keys, end - 2 * horizon_days * DAY_MICROS, end) > 0
-
-
-def eligible_known(columns: EventColumns, keys: npt.ArrayLike, as_of: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Whether any event of the contact had happened and was known at ``as_of``."""
-    contacts = np.asarray(keys, dtype=np.int64)
-    present, first = np.unique(columns.contact_key, return_index=True)
-    if not len(present):
-        return np.zeros(len(contacts), dtype=bool)
-    known_from = np.minimum.reduceat(_known_from(columns), first)
-    place = np.minimum(np.searchsorted(present, contacts), len(present) - 1)
-    return np.asarray((present[place] == contacts) & (known_from[place] <= np.asarray(as_of, dtype=np.int64)))
-
-
 def usual_gaps_days(columns: EventColumns, as_of: int) -> npt.NDArray[np.float64]:
     """Mean days between successive order days of each contact with at least two, as known at ``as_of``.
 
@@ -143,12 +108,6 @@ def usual_gaps_days(columns: EventColumns, as_of: int) -> npt.NDArray[np.float64
     first, last = edges[:-1], edges[1:] - 1
     repeat = last > first
     return np.asarray((day[last] - day[first])[repeat] / (last - first)[repeat], dtype=np.float64)
-
-
-def median_gap_days(columns: EventColumns, as_of: int) -> float:
-    """Median over repeat buyers of their usual gap in days; NaN without repeat buyers."""
-    gaps = usual_gaps_days(columns, as_of)
-    return float(np.median(gaps)) if len(gaps) else float("nan")
 
 
 def churn_horizon_days(gaps: npt.ArrayLike) -> int:
