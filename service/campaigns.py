@@ -51,6 +51,8 @@ class NewCampaign:
     holdout_share: float = 0.0
     #: best_hour | spread | at_start
     timing: str = "best_hour"
+    #: Given where a run must repeat: the draws of hours and holdouts hang on it. Random by default.
+    campaign_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str
     if any(count > 1 for count in filled.values()):
         slot = filled.most_common(1)[0][0]
         raise Invalid(f"two experiments fill the slot {slot!r}; a slot takes one experiment in a campaign")
-    campaign_id = f"cmp_{secrets.token_hex(6)}"
+    campaign_id = new.campaign_id or f"cmp_{secrets.token_hex(6)}"
     campaign = CampaignRow(
         campaign_id=campaign_id,
         name=new.name,

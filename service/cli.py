@@ -119,7 +119,8 @@ def demo(
     report = run_demo(options, _note)
     _answer(report, as_json, summarise)
     if not as_json:
-        _note(f"Look around: KAIROS_HOME={home} kairos serve, then http://127.0.0.1:8000/docs")
+        start = "make serve" if home == Path("var/demo") else f"KAIROS_HOME={home} kairos serve"
+        _note(f"Look around: {start}, then http://127.0.0.1:8000/docs")
 
 
 @app.command()

@@ -302,7 +302,9 @@ class _Demo:
                 open_experiment(session, subject, now=now, salt=f"subject-{seed}"),
                 open_experiment(session, block, now=now, salt=f"block-{seed}"),
             ]
-            new = NewCampaign("Demo", "offer", now, now + WINDOW, {"everyone": True}, experiments)
+            new = NewCampaign(
+                "Demo", "offer", now, now + WINDOW, {"everyone": True}, experiments, campaign_id=f"cmp_demo_{seed}"
+            )
             campaign_id = create_campaign(session, new, now=now)
             plan = plan_campaign(session, campaign_id, self.serving, self.settings, now=now)
             schedule_campaign(session, campaign_id, self.serving, self.settings, now=now)
