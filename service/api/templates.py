@@ -115,6 +115,6 @@ def _shown(row: TemplateRow) -> dict[str, Any]:
         "name": row.name,
         "subject": row.subject,
         "source_format": row.source_format,
-        "slots": sorted(slots_of(row.compiled_html)),
+        "slots": list(slots_of(row.source)),
         "created_at": row.created_at,
     }

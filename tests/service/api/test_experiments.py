@@ -264,3 +264,12 @@ def test_a_campaign_that_makes_no_sense_is_refused(
     assert answer.status_code == status
     assert said in answer.json()["detail"]
     assert len(key("GET", "/v1/campaigns").json()["items"]) == 1
+
+
+def test_a_template_shows_the_slots_that_experiments_may_fill(key: Any):
+    """As its source names them, the subject first."""
+    hero = "{% slot hero %}<mj-text>Hi</mj-text>{% endslot %}"
+    source = f"<mjml><mj-body><mj-section><mj-column>{hero}</mj-column></mj-section></mj-body></mjml>"
+    answer = key("POST", "/v1/templates", json={"id": "slotted", "subject": "News", "source": source})
+
+    assert answer.json()["slots"] == ["subject", "hero"]
