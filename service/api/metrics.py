@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
@@ -14,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.database import Database
 from service.tables import SendRow
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -52,8 +55,8 @@ class _SendsByState(Collector):
             with self._database.reading() as session:
                 for state, count in session.execute(select(SendRow.state, func.count()).group_by(SendRow.state)):
                     family.add_metric([state], count)
-        except SQLAlchemyError:
-            pass  # the other metrics are worth having while the database is away
+        except SQLAlchemyError as error:  # the other metrics are worth having while the database is away
+            log.warning("sends are not counted: %s", error, extra={"action": "metrics_without_sends"})
         return [family]
 
 

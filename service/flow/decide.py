@@ -244,35 +244,24 @@ def decide_for(
     desks = _desks(session, {experiment_id})
     if not desks:
         raise NotFound(f"there is no experiment {experiment_id!r}; GET /v1/experiments lists them")
-    made = {
-        row.contact_key: row
-        for start in range(0, len(contact_keys), CHUNK)
-        for row in session.scalars(
-            select(DecisionRow).where(
-                DecisionRow.experiment_id == experiment_id,
-                DecisionRow.occurrence == occurrence,
-                DecisionRow.contact_key.in_(contact_keys[start : start + CHUNK]),
-            )
-        )
-    }
+    made = _made(session, experiment_id, occurrence, contact_keys)
     fresh = [key for key in dict.fromkeys(contact_keys) if key not in made]
     if fresh and (desks[0].experiment.status == "ended" or not desks[0].eligible):
         raise Conflict(f"experiment {experiment_id} has no running arm; resume an arm or open a new experiment")
-    wave = to_micros(now) // HOUR_MICROS
     if fresh:
+        wave = to_micros(now) // HOUR_MICROS
         _draw(session, desks[0], fresh, [occurrence] * len(fresh), None, [wave] * len(fresh), now)
-        made |= {
-            row.contact_key: row
-            for start in range(0, len(fresh), CHUNK)
-            for row in session.scalars(
-                select(DecisionRow).where(
-                    DecisionRow.experiment_id == experiment_id,
-                    DecisionRow.occurrence == occurrence,
-                    DecisionRow.contact_key.in_(fresh[start : start + CHUNK]),
-                )
-            )
-        }
+        made |= _made(session, experiment_id, occurrence, fresh)
     return Decisions(**{name: tuple(getattr(made[key], name) for key in contact_keys) for name in _PARALLEL})
+
+
+def _made(session: Session, experiment_id: str, occurrence: str, contact_keys: Sequence[int]) -> dict[int, DecisionRow]:
+    query = select(DecisionRow).where(DecisionRow.experiment_id == experiment_id, DecisionRow.occurrence == occurrence)
+    return {
+        row.contact_key: row
+        for start in range(0, len(contact_keys), CHUNK)
+        for row in session.scalars(query.where(DecisionRow.contact_key.in_(contact_keys[start : start + CHUNK])))
+    }
 
 
 def replay(session: Session, decision_ids: Sequence[str]) -> tuple[Replay, ...]:
