@@ -4,6 +4,7 @@ import asyncio
 import email
 import email.policy
 import re
+import threading
 from collections import Counter
 from datetime import timedelta
 
@@ -212,3 +213,50 @@ def test_a_worker_that_dies_between_claim_and_send_loses_nothing(story: Story, n
 
         assert len(held.sends) == 50
         assert states["accepted"] + states["held_out"] == N_PEOPLE
+
+
+@pytest.mark.postgres
+def test_two_workers_and_incoming_events_get_along(postgres, settings, now):
+    """On PostgreSQL: no deadlock, no mail twice, the same counts as a rebuild, however the three interleave."""
+    story = Story(postgres, settings, now)
+    second = Worker(postgres, settings, story.clock)
+    failures: list[BaseException] = []
+
+    def guarded(work) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    def visits(step: int) -> None:
+        for part in range(5):
+            messages = [
+                {"type": "page", "userId": f"p{i}", "messageId": f"{step}-{part}-{i}"}
+                for i in range(part, N_PEOPLE, 20)
+            ]
+            with postgres.writing() as session:
+                ingest(session, messages, source="segment", now=story.clock.now())
+
+    for step in range(30):
+        beside = [
+            threading.Thread(target=guarded, args=(lambda: asyncio.run(second.work()),)),
+            threading.Thread(target=guarded, args=(lambda step=step: visits(step),)),
+        ]
+        for thread in beside:
+            thread.start()
+        guarded(lambda: story.live(hours=1))
+        for thread in beside:
+            thread.join()
+    with postgres.writing() as session:
+        at = story.clock.now()
+        before = statistics(session, story.experiment_id, now=at)
+        rebuild(session)
+        learn(session, now=at)
+        after = statistics(session, story.experiment_id, now=at)
+        states = Counter(session.scalars(select(SendRow.state)))
+
+    assert not failures
+    assert states["accepted"] == len(story.read)
+    assert states["accepted"] + states["held_out"] == N_PEOPLE
+    assert np.array_equal(before.trials, after.trials)
+    assert np.array_equal(before.successes, after.successes)
