@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import delete, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from features.events import LoggedEvent, iterate_after
@@ -61,10 +62,7 @@ class Learned:
 
 def learn(session: Session, *, now: datetime, snapshot_interval: timedelta = SNAPSHOT_INTERVAL) -> Learned:
     """Fold the log's news into rewards and counts, and give each experiment that changed its next snapshot."""
-    cursor = session.get(CursorRow, CURSOR, with_for_update=True)
-    if cursor is None:
-        cursor = CursorRow(name=CURSOR, position=0)
-        session.add(cursor)
+    cursor = _locked_cursor(session)
     fold = _Fold(session)
     n_events = 0
     for page in _pages(iterate_after(session, cursor.position, kinds=LEARNED_KINDS)):
@@ -78,9 +76,10 @@ def learn(session: Session, *, now: datetime, snapshot_interval: timedelta = SNA
 
 def rebuild(session: Session) -> None:
     """Forget the fold; the next `learn` reads the whole log again. Snapshots are kept: decisions refer to them."""
+    _locked_cursor(session).position = 0
     session.execute(delete(LearnerCellRow))
     session.execute(delete(RewardRow))
-    session.execute(delete(CursorRow).where(CursorRow.name == CURSOR))
+    session.flush()
 
 
 def statistics(session: Session, experiment_id: str, *, now: datetime) -> ArmStatistics:
@@ -101,6 +100,17 @@ def statistics(session: Session, experiment_id: str, *, now: datetime) -> ArmSta
         if cell.trials:
             age[at] = max(0.0, (now_seconds - cell.sum_shown_at / cell.trials) / 3600)
     return ArmStatistics(arms=arms, trials=trials, successes=successes, age_hours=age)
+
+
+def _locked_cursor(session: Session) -> CursorRow:
+    """The fold's place in the log, locked to the commit: of two workers one folds, the other then finds nothing new."""
+    cursor = session.get(CursorRow, CURSOR, with_for_update=True)
+    if cursor is None:
+        dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
+        first = dialect.insert(CursorRow).values(name=CURSOR, position=0).on_conflict_do_nothing()
+        session.execute(first)  # where another worker is creating it, this waits for its commit
+        cursor = session.get_one(CursorRow, CURSOR, with_for_update=True)
+    return cursor
 
 
 def _pages(events: Iterable[LoggedEvent]) -> Iterable[list[LoggedEvent]]:

@@ -1,5 +1,6 @@
 """Laws of `service.flow.reward`: the learner's counts are a fold of the log, whatever arrives twice or late."""
 
+import threading
 from datetime import timedelta
 
 import numpy as np
@@ -209,3 +210,29 @@ def test_snapshots_keep_their_distance_and_miss_no_news(database, sent, now):
         still = learn(session, now=now + timedelta(hours=3))
 
         assert (first.snapshots, early.snapshots, late.snapshots, still.snapshots) == (1, 0, 1, 0)
+
+
+@pytest.mark.postgres
+def test_two_workers_that_learn_first_at_once_fold_once(postgres, sent, now):
+    """On PostgreSQL the one that comes second waits, and finds nothing left to count."""
+    later = now + timedelta(hours=2)
+    with postgres.writing() as session:
+        experiment_id, keys = sent(session)
+        click(session, now, keys[0], 1)
+    start = threading.Barrier(4)
+    learned = []
+
+    def work() -> None:
+        start.wait()
+        with postgres.writing() as session:
+            learned.append(learn(session, now=later))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert sorted(one.trials for one in learned) == [0, 0, 0, 40]
+    with postgres.reading() as session:
+        assert totals(session, experiment_id, later) == (40, 1)
