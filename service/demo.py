@@ -103,6 +103,15 @@ class DemoOptions:
     end: datetime | None = None
 
 
+class DemoSettings(Settings):
+    """Settings deaf to the environment: a demo must never reach the database, lake or registry of an installation."""
+
+    @classmethod
+    def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[Any, ...]:
+        """Only what is passed in."""
+        return (sources["init_settings"],)
+
+
 def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
     """The loop once; returns the report of CONTRACT section 2 as JSON values.
 
@@ -120,14 +129,13 @@ def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
     _clear(options.home)
     port = free_port()
     with MailSink() as sink:
-        settings = Settings(
+        settings = DemoSettings(
             home=options.home,
             public_url=f"http://127.0.0.1:{port}",
             smtp_url=sink.url,
             timezone=options.timezone,
             suppression_pepper=f"demo-{options.seed}",
             global_holdout=0.05,
-            _env_file=None,
         )
         database = Database(settings.database)
         database.upgrade()

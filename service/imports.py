@@ -14,7 +14,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sqlalchemy import bindparam, update
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.orm import Session
 
 from features.contacts import resolve, update_traits
 from features.events import NewEvent, append
@@ -292,9 +293,24 @@ def _store(database: Database, part: pd.DataFrame, zone: str, now: datetime) -> 
     with database.writing() as session:
         keys = resolve(session, [f"user:{name}" for name in names], now=now)
         traits = {keys[f"user:{name}"]: {"email": valid_address(text)} for name, text in addresses.items()}
-        told = {key: trait for key, trait in traits.items() if trait["email"] is not None}
+        # A file tells an address that nobody told yet; it never overrules what the contact said since.
+        has_address = _with_address(session, list(traits))
+        told = {key: trait for key, trait in traits.items() if trait["email"] is not None and key not in has_address}
         if told:
             update_traits(session, told, now=now)
+        # A contact of history exists since its first order, not since the file was read.
+        earlier = update(ContactRow).where(
+            ContactRow.contact_key == bindparam("key"), ContactRow.created_at > bindparam("first", type_=UtcMicros)
+        )
+        session.connection().execute(
+            earlier.values(created_at=bindparam("first", type_=UtcMicros)),
+            [
+                {"key": keys[f"user:{name}"], "first": from_micros(int(at))}
+                for name, at in sorted(
+                    part.groupby("contact")["at"].min().items(), key=lambda one: keys[f"user:{one[0]}"]
+                )
+            ],
+        )
         appended = append(
             session,
             [
@@ -315,18 +331,17 @@ def _store(database: Database, part: pd.DataFrame, zone: str, now: datetime) -> 
             imported=True,
             default_timezone=zone,
         )
-        # A contact of history exists since its first order, not since the file was read.
-        earlier = update(ContactRow).where(
-            ContactRow.contact_key == bindparam("key"), ContactRow.created_at > bindparam("first", type_=UtcMicros)
-        )
-        session.connection().execute(
-            earlier.values(created_at=bindparam("first", type_=UtcMicros)),
-            [
-                {"key": keys[f"user:{name}"], "first": from_micros(int(at))}
-                for name, at in part.groupby("contact")["at"].min().items()
-            ],
-        )
     return appended.stored, appended.duplicates
+
+
+def _with_address(session: Session, keys: list[int]) -> set[int]:
+    found: set[int] = set()
+    for start in range(0, len(keys), 10_000):
+        query = select(ContactRow.contact_key).where(
+            ContactRow.contact_key.in_(keys[start : start + 10_000]), ContactRow.email.is_not(None)
+        )
+        found.update(session.scalars(query))
+    return found
 
 
 def _write_rejects(table: pd.DataFrame, reasons: pd.Series, path: Path, elsewhere: Path) -> Path:

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     home: Path = Field(DEFAULT_HOME, description="Folder that holds everything an installation writes.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; default SQLite in HOME (kairos.db).")
     lake_url: str | None = Field(None, description="fsspec URL of the lake; default HOME/lake.")
-    buckets: int = Field(64, ge=1, le=4096, description="Number of contact buckets; fixed for an installation's life.")
+    buckets: int = Field(64, ge=1, le=1000, description="Number of contact buckets; fixed for an installation's life.")
     public_url: str = Field(
         "http://127.0.0.1:8000", description="Base URL that recipients reach (tracking, unsubscribe)."
     )

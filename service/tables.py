@@ -259,7 +259,7 @@ class SendRow(Base):
     #: Local hour (0-23) that the plan chose, and the probability with which it would choose it again.
     assigned_local_hour: Mapped[int]
     hour_propensity: Mapped[float]
-    #: best | explore | fallback | fixed
+    #: best | explore | fallback | fixed | full (the wished hour had no room)
     hour_reason: Mapped[str] = mapped_column(String(16))
     is_holdout: Mapped[bool]
     decided_at: Mapped[datetime | None]

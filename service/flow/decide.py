@@ -14,7 +14,8 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from features.tables import allocate, to_micros
@@ -392,8 +393,12 @@ def _draw(
         }
         for i in range(len(contact_keys))
     ]
-    for start in range(0, len(rows), CHUNK):
-        session.execute(insert(DecisionRow), rows[start : start + CHUNK])
+    # Two who ask the same at once get one answer: in one order, and the second leaves the first's row alone.
+    dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
+    once = dialect.insert(DecisionRow).on_conflict_do_nothing()
+    ordered = sorted(rows, key=lambda row: (row["contact_key"], row["occurrence"]))
+    for start in range(0, len(ordered), CHUNK):
+        session.execute(once, ordered[start : start + CHUNK])
     return Decisions(**{name: tuple(row[name] for row in rows) for name in _PARALLEL})
 
 
@@ -431,8 +436,8 @@ def _check(new: NewExperiment) -> None:
         raise Invalid(f"a floor of {new.floor} for {len(ids)} arms does not fit; choose 0 < floor ≤ {1 / len(ids):.3f}")
     if not 0 <= new.explore_share <= 1:
         raise Invalid(f"explore_share {new.explore_share} is outside 0 to 1")
-    if not 0 <= new.holdout_share <= 0.9:
-        raise Invalid(f"holdout_share {new.holdout_share} is outside 0 to 0.9")
+    if new.holdout_share != 0:
+        raise Invalid(f"holdout_share {new.holdout_share} of an experiment is not applied; set it on the campaign")
     if not 0 < new.reward_window_hours <= 24 * 90:
         raise Invalid(f"reward_window_hours {new.reward_window_hours} is outside 0 to {24 * 90}")
     empty = [arm.arm_id for arm in new.arms if not arm.content.strip()]

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from features.events import LoggedEvent, iterate_after
-from features.tables import from_micros, to_micros
+from features.tables import current, from_micros, to_micros
 from features.vocabulary import (
     ARM_SHOWN,
     EMAIL_CLICKED,
@@ -65,10 +65,12 @@ def learn(session: Session, *, now: datetime, snapshot_interval: timedelta = SNA
     cursor = _locked_cursor(session)
     fold = _Fold(session)
     n_events = 0
+    head = current(session, "event_seq")
     for page in _pages(iterate_after(session, cursor.position, kinds=LEARNED_KINDS)):
         n_events += len(page)
         fold.take(page)
         cursor.position = page[-1].seq
+    cursor.position = max(cursor.position, head)  # what is of other kinds is not looked at again
     changed = fold.write()
     snapshots = _snapshots(session, changed, cursor.position, now, snapshot_interval)
     return Learned(n_events, fold.n_trials, fold.n_rewards, snapshots, cursor.position)
@@ -151,8 +153,8 @@ class _Fold:
     def take(self, page: Sequence[LoggedEvent]) -> None:
         """Trials first: an answer in the page may belong to a send of the same page."""
         self._take_trials(page)
-        candidates = [*self._answers(page), *self._orders(page), *self._reported(page)]
-        self._take_rewards(candidates)
+        self._take_rewards([*self._answers(page), *self._reported(page)])
+        self._take_rewards(self._orders(page))
 
     def _take_trials(self, page: Sequence[LoggedEvent]) -> None:
         for event in page:
@@ -195,13 +197,25 @@ class _Fold:
             ]
             if not inside:
                 continue
-            by_click = [s for s in inside if 0 < clicked.get(s.decision_id, 0) <= event.occurred_at]
+            # Only clicks that stand before the order in the log: however the log is cut, the credit is the same.
+            before = (event.occurred_at, event.seq)
+            by_click = [
+                s
+                for s in inside
+                if s.decision_id in clicked
+                and clicked[s.decision_id] < before
+                and clicked[s.decision_id][1] < event.seq
+            ]
             last = (
                 max(by_click, key=lambda s: clicked[s.decision_id])
                 if by_click
                 else max(inside, key=lambda s: s.shown_at)
             )
-            credited += [(s, "conversion", 1.0, event) for s in inside if s.send_id == last.send_id]
+            by_experiment: dict[str, _Shown] = {}
+            for s in sorted(inside, key=lambda s: (s.send_id is not None and s.send_id == last.send_id, s.shown_at)):
+                if s.send_id is None or s.send_id == last.send_id:
+                    by_experiment[s.experiment_id] = s  # the credited send's decision, else the experiment's last
+            credited += [(s, "conversion", 1.0, event) for s in by_experiment.values()]
         return credited
 
     def _reported(self, page: Sequence[LoggedEvent]) -> list[tuple[_Shown, str, float, LoggedEvent]]:
@@ -246,13 +260,13 @@ class _Fold:
                         decision.contact_key,
                     )
 
-    def _clicked(self, decision_ids: Sequence[str]) -> dict[str, int]:
-        query = select(RewardRow.decision_id, RewardRow.occurred_at).where(RewardRow.kind == "click")
-        clicked: dict[str, int] = {}
+    def _clicked(self, decision_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        query = select(RewardRow.decision_id, RewardRow.occurred_at, RewardRow.log_seq).where(RewardRow.kind == "click")
+        clicked: dict[str, tuple[int, int]] = {}
         for start in range(0, len(decision_ids), CHUNK):
             chunk = decision_ids[start : start + CHUNK]
-            for decision_id, at in self.session.execute(query.where(RewardRow.decision_id.in_(chunk))):
-                clicked[decision_id] = to_micros(at)
+            for decision_id, at, seq in self.session.execute(query.where(RewardRow.decision_id.in_(chunk))):
+                clicked[decision_id] = (to_micros(at), seq)
         return clicked
 
     def _take_rewards(self, candidates: Sequence[tuple[_Shown, str, float, LoggedEvent]]) -> None:

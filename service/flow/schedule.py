@@ -275,6 +275,11 @@ def _place(
     reason[(chosen < 0) & has_allowed] = f"the window's hours are full at {limits.rate_per_minute} mails a minute"
     safe = np.maximum(chosen, 0)
     rows = np.arange(n)
+    if len(slots):  # moved on from a full hour: no draw chose it, so it stands as one of the allowed ones
+        wished = np.argmax(np.where(allowed, preference, -np.inf), axis=1)
+        moved = (chosen >= 0) & (chosen != wished)
+        why = np.where(moved, "full", why).astype(object)
+        propensity_of[moved] = 1.0 / np.maximum(allowed.sum(axis=1), 1)[moved, None]
     return Sends(
         intent=intent,
         contact_key=np.zeros(n, dtype=np.int64),

@@ -64,6 +64,12 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     now : datetime
         Business time, for ``due_at``, ``not_after`` and the cap; the lease runs on the database's own clock.
     """
+    cancelled = select(CampaignRow.campaign_id).where(CampaignRow.status == "cancelled")
+    session.execute(  # what was under way when its campaign was cancelled comes back as planned: it ends here
+        update(SendRow)
+        .where(SendRow.state == "planned", SendRow.due_at <= now, SendRow.campaign_id.in_(cancelled))
+        .values(state="cancelled", reason="campaign cancelled", finished_at=now)
+    )
     halted = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
     due = session.execute(
         select(

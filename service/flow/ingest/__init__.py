@@ -129,8 +129,9 @@ def ingest(
     if ordered:
         keys = _resolve(session, ordered, now)
         _learn_traits(session, ordered, keys, now)
-        _change_consent(session, ordered, keys, source, now)
         zones = _zones(session, ordered, keys, now)
+        # Contact rows before the consent ledger's counter, the log's lock last: every writer takes them in this order.
+        _change_consent(session, ordered, keys, source, now)
         appended = events.append(
             session,
             [_new_event(message, keys[message.identity], zones) for message in ordered],
