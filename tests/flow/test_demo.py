@@ -7,7 +7,7 @@ import pytest
 
 from service.campaigns import TERMINAL_STATES
 from service.cli import main
-from service.demo import DemoOptions, run_demo, summarise
+from service.demo import DemoOptions, DemoSettings, run_demo, summarise
 from service.errors import Conflict
 
 
@@ -101,3 +101,13 @@ def test_real_orders_go_round_the_loop(tmp_path, capsys, data_folder):
     assert len(served) == 3
     assert roc_auc >= 0.75
     assert brier <= 0.158
+
+
+def test_a_demo_is_deaf_to_the_installation_around_it(tmp_path, monkeypatch):
+    """Whatever the environment names, a demo's database, lake and registry lie in its own home."""
+    monkeypatch.setenv("KAIROS_DATABASE_URL", "postgresql://elsewhere/production")
+    monkeypatch.setenv("KAIROS_LAKE_URL", "s3://elsewhere/lake")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    settings = DemoSettings(home=tmp_path)
+
+    assert all(str(tmp_path) in place for place in (settings.database, settings.lake, settings.tracking_uri))

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from sqlalchemy import func, select
 
+from features.contacts import update_traits
 from features.tables import from_micros
 from service.database import Database
 from service.errors import Invalid, NotFound
@@ -277,3 +278,16 @@ def test_an_imported_contact_exists_since_its_first_order(database, tmp_path, no
         rows = session.execute(select(ContactRow.user_id, ContactRow.created_at)).all()
 
     assert {user: at.date().isoformat() for user, at in rows} == {"a": "2025-01-05", "b": "2025-02-01"}
+
+
+def test_an_import_never_overrules_an_address_that_the_contact_told(database, tmp_path, now):
+    """What was identified since the file was written stands, however often the file is read."""
+    path = tmp_path / "orders.csv"
+    path.write_text("order_id,customer_id,date,total,email\n1,a,2025-01-05,10,old@example.com\n")
+    import_orders(database, path, now=now)
+    with database.writing() as session:
+        key = session.scalar(select(ContactRow.contact_key))
+        update_traits(session, {key: {"email": "new@example.com"}}, now=now)
+    import_orders(database, path, now=now)
+    with database.reading() as session:
+        assert session.scalar(select(ContactRow.email)) == "new@example.com"

@@ -236,3 +236,24 @@ def test_two_workers_that_learn_first_at_once_fold_once(postgres, sent, now):
     assert sorted(one.trials for one in learned) == [0, 0, 0, 40]
     with postgres.reading() as session:
         assert totals(session, experiment_id, later) == (40, 1)
+
+
+def test_a_rebuild_credits_orders_as_the_fold_did(database, sent, now):
+    """A click that stands before the order in the log counts whether both are read at once or one by one."""
+    later = now + timedelta(hours=9)
+    with database.writing() as session:
+        _, keys = sent(session, reward="conversion")
+        learn(session, now=later)
+        click(session, now, keys[0], 1)
+        at = to_micros(now + timedelta(hours=5))
+        order = NewEvent(keys[0], "Order Completed", at, "o-1", "user:u0", ref="o-1", value_minor=990)
+        append(session, [order], received_at=at)
+        click(session, now, keys[0], 1, after_hours=4, n=2)
+        learn(session, now=later)
+        rewards = select(RewardRow.decision_id, RewardRow.kind, RewardRow.log_seq).order_by(RewardRow.log_seq)
+        before = session.execute(rewards).all()
+        rebuild(session)
+        learn(session, now=later)
+
+        assert session.execute(rewards).all() == before
+        assert [row.kind for row in before].count("conversion") == 1

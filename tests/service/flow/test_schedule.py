@@ -84,6 +84,8 @@ def test_no_hour_takes_more_than_the_provider_does(database, add_contacts, now):
     hours = (sends.due_at[placed] // 3_600_000_000).astype(int)
     assert np.bincount(hours - hours.min()).max() <= 120
     assert placed.sum() == 480
+    assert np.all(sends.hour_propensity > 0)
+    assert "full" in set(sends.hour_reason[placed])
     assert set(sends.state[~placed]) == {"unplaced"}
     assert all("full" in reason for reason in sends.reason[~placed])
 
