@@ -7,19 +7,20 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, tzinfo
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Table, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Table, bindparam, case, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from features.properties import PropertyColumns, hash_ref
 from features.tables import CounterRow, EventRow, allocate, current, from_micros
-from features.vocabulary import KINDS
+from features.vocabulary import IDENTIFY, KINDS
 
-HOUR_MICROS = 3_600_000_000
+MINUTE_MICROS = 60_000_000
+HOUR_MICROS = 60 * MINUTE_MICROS
 DAY_MICROS = 24 * HOUR_MICROS
 
 #: Zone offsets change at whole quarter hours only (every IANA zone since 1973; a test samples it).
@@ -27,6 +28,9 @@ QUARTER_MICROS = HOUR_MICROS // 4
 
 #: An event may claim to have happened this long after we received it (a sender's clock running ahead), not longer.
 FUTURE_TOLERANCE_MICROS = DAY_MICROS
+
+#: Clocks of two writers may differ by this much; a clock further behind the log's newest event is wrong.
+CLOCK_TOLERANCE_MICROS = 5 * 60_000_000
 
 #: Parameters of one ``IN`` query; SQLite allows 32,766 and PostgreSQL 65,535.
 IN_CHUNK = 10_000
@@ -40,6 +44,10 @@ _EVENT = cast(Table, EventRow.__table__)
 
 #: 2100-01-01: an instant beyond it is a unit error, not an event.
 _END_MICROS = 4_102_444_800_000_000
+
+
+class ClockWentBackwards(ValueError):
+    """The writer's clock is far behind the log's; nothing was stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,8 @@ class EventColumns:
     ref: npt.NDArray[np.int64]
     #: Names of the codes in ``kind``: the vocabulary first, then custom names.
     kinds: tuple[str, ...] = KNOWN_KINDS
+    #: None: they were not read, not even the traits.
+    properties: PropertyColumns | None = None
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -126,7 +136,7 @@ class EventColumns:
     def empty(cls) -> EventColumns:
         """No events."""
         arrays: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in COLUMN_TYPES.items()}
-        return cls(**arrays)
+        return cls(**arrays, properties=PropertyColumns.empty(0))
 
     @classmethod
     def concat(cls, parts: Sequence[EventColumns]) -> EventColumns:
@@ -141,11 +151,17 @@ class EventColumns:
             name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMN_TYPES if name != "kind"
         }
         arrays["kind"] = np.concatenate([codes.encode(part.kinds)[part.kind] for part in parts])
-        return cls(**arrays, kinds=codes.kinds).sorted()
+        read = [part.properties for part in parts if part.properties is not None]
+        properties = PropertyColumns.concat(read) if len(read) == len(parts) else None
+        return cls(**arrays, kinds=codes.kinds, properties=properties).sorted()
 
     def take(self, index: npt.NDArray[Any] | slice) -> EventColumns:
         """The events at ``index`` (positions, a mask or a slice), in that order."""
-        return EventColumns(**{name: getattr(self, name)[index] for name in COLUMN_TYPES}, kinds=self.kinds)
+        return EventColumns(
+            **{name: getattr(self, name)[index] for name in COLUMN_TYPES},
+            kinds=self.kinds,
+            properties=None if self.properties is None else self.properties.take(index),
+        )
 
     def is_sorted(self) -> bool:
         """True if the events lie by (contact_key, occurred_at, seq)."""
@@ -182,7 +198,7 @@ COLUMN_TYPES: dict[str, type[np.generic]] = {
     "is_repeat": np.bool_,
     "ref": np.int64,
 }
-assert set(COLUMN_TYPES) == {field.name for field in fields(EventColumns)} - {"kinds"}
+assert set(COLUMN_TYPES) == {field.name for field in fields(EventColumns)} - {"kinds", "properties"}
 
 
 class KindCodes:
@@ -203,19 +219,6 @@ class KindCodes:
             return np.array([codes[name] for name in names], dtype=np.int32)
         except KeyError:
             return np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int32)
-
-
-def hash_ref(ref: str | None) -> int:
-    """First 8 bytes of BLAKE2b of ``ref`` as a signed integer; 0 for None or an empty text.
-
-    Examples
-    --------
-    >>> hash_ref(None), hash_ref("536365") == hash_ref("536365"), hash_ref("1") == hash_ref("2")
-    (0, True, False)
-    """
-    if not ref:
-        return 0
-    return int.from_bytes(blake2b(ref.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
 
 
 @lru_cache(maxsize=1024)
@@ -286,7 +289,8 @@ def append(
     events : sequence of NewEvent
         In the order in which they shall lie in the log.
     received_at : int
-        Microseconds since 1970 UTC from which the events are known.
+        Microseconds since 1970 UTC from which the events are known. Raised to the newest one in the log, so that known
+        time never runs backwards along the log.
     imported : bool
         History: every event counts as known when it occurred, and ``received_at`` is not used.
     default_timezone : str
@@ -294,6 +298,8 @@ def append(
 
     Raises
     ------
+    ClockWentBackwards
+        If ``received_at`` lies more than 5 minutes before that of an event in the log.
     ValueError
         If an event lies outside 1970 to 2100, claims to happen more than a day after it was received, names no IANA
         zone, is longer than its column, or carries a number outside its range or properties that are not JSON.
@@ -304,6 +310,8 @@ def append(
     for event in events:
         _validate(event, received_at, imported)
     session.execute(update(CounterRow).where(CounterRow.name == "event_seq").values(value=CounterRow.value))
+    if not imported:
+        received_at = _advance_clock(session, received_at)
     wanted: dict[str, NewEvent] = {}
     for event in events:
         wanted.setdefault(event.message_id, event)
@@ -338,6 +346,40 @@ def append(
         ],
     )
     return Appended(first_seq, len(fresh), len(events) - len(fresh))
+
+
+def _advance_clock(session: Session, received_at: int) -> int:
+    """The instant of receipt that the log takes down: never before that of an event with a smaller ``seq``.
+
+    Two machines' clocks differ by a little, and who reads them may wait for the log's lock; that much is taken out.
+    """
+    clock = int(
+        session.execute(
+            update(CounterRow)
+            .where(CounterRow.name == "event_clock")
+            .values(value=case((CounterRow.value < received_at, received_at), else_=CounterRow.value))
+            .returning(CounterRow.value)
+        ).scalar_one()
+    )
+    if clock - received_at > CLOCK_TOLERANCE_MICROS:
+        raise ClockWentBackwards(
+            f"the clock says {_said(received_at)}, but the log holds events received at {_said(clock)}, more than "
+            f"{CLOCK_TOLERANCE_MICROS // MINUTE_MICROS} minutes later; set this machine's clock right. If the log's "
+            "clock is the wrong one (a machine ran ahead), `kairos db clock --set-back` accepts this one"
+        )
+    return clock
+
+
+def set_clock_back(session: Session, now: int) -> int:
+    """Let the log's clock be ``now`` (µs), where it had run ahead; returns what it was.
+
+    Events received while it ran ahead stay unknown to vectors until that instant has passed.
+    """
+    was = current(session, "event_clock")
+    session.execute(
+        update(CounterRow).where(CounterRow.name == "event_clock", CounterRow.value > now).values(value=now)
+    )
+    return was
 
 
 def _validate(event: NewEvent, received_at: int, imported: bool) -> None:
@@ -421,7 +463,10 @@ _ARRAY_COLUMNS = (
     func.coalesce(_EVENT.c.human_ppm, -1),
     _EVENT.c.is_repeat,
     _EVENT.c.ref,
+    _EVENT.c.properties,
 )
+#: The same with the properties of Identify events alone, the contact's traits: parsing the others costs time.
+_TRAIT_COLUMNS = (*_ARRAY_COLUMNS[:-1], case((_EVENT.c.kind == IDENTIFY, _EVENT.c.properties)))
 _PLACE = (_EVENT.c.contact_key, _EVENT.c.occurred_at, _EVENT.c.seq)
 _AFTER = (
     select(*_ARRAY_COLUMNS)
@@ -429,8 +474,14 @@ _AFTER = (
     .order_by(_EVENT.c.seq)
     .limit(bindparam("most", type_=_EVENT.c.seq.type))
 )
-_OF_CONTACT = select(*_ARRAY_COLUMNS).where(_EVENT.c.contact_key == bindparam("key")).order_by(*_PLACE)
-_OF_CONTACTS = select(*_ARRAY_COLUMNS).where(_EVENT.c.contact_key.in_(bindparam("keys", expanding=True)))
+_OF_CONTACT = {
+    with_properties: select(*columns).where(_EVENT.c.contact_key == bindparam("key")).order_by(*_PLACE)
+    for with_properties, columns in ((False, _TRAIT_COLUMNS), (True, _ARRAY_COLUMNS))
+}
+_OF_CONTACTS = {
+    with_properties: select(*columns).where(_EVENT.c.contact_key.in_(bindparam("keys", expanding=True)))
+    for with_properties, columns in ((False, _TRAIT_COLUMNS), (True, _ARRAY_COLUMNS))
+}
 _BY_CONTACT = (
     select(*_ARRAY_COLUMNS)
     .where(
@@ -451,15 +502,23 @@ def read_after(session: Session, seq: int, limit: int) -> tuple[EventColumns, in
     return columns, int(columns.seq.max()) if len(columns) else seq
 
 
-def read_contacts(session: Session, contact_keys: Collection[int]) -> EventColumns:
-    """Every event of these contacts as sorted arrays, read by the clustered index."""
+def read_contacts(session: Session, contact_keys: Collection[int], with_properties: bool = False) -> EventColumns:
+    """Every event of these contacts as sorted arrays, read by the clustered index.
+
+    Parameters
+    ----------
+    session : Session
+    contact_keys : collection of int
+    with_properties : bool
+        Also the properties of other events than Identify, which are always read.
+    """
     keys = sorted({int(key) for key in contact_keys})
     if len(keys) == 1:
-        return _columns(_rows(session, _OF_CONTACT, {"key": keys[0]}))
+        return _columns(_rows(session, _OF_CONTACT[with_properties], {"key": keys[0]}), with_properties)
     rows: list[Any] = []
     for start in range(0, len(keys), IN_CHUNK):
-        rows += _rows(session, _OF_CONTACTS, {"keys": keys[start : start + IN_CHUNK]})
-    return _columns(rows)
+        rows += _rows(session, _OF_CONTACTS[with_properties], {"keys": keys[start : start + IN_CHUNK]})
+    return _columns(rows, with_properties)
 
 
 def read_by_contact(session: Session, upto: int, limit: int) -> Iterator[EventColumns]:
@@ -529,10 +588,10 @@ def head(session: Session) -> int:
     return current(session, "event_seq")
 
 
-def _columns(rows: Sequence[Any]) -> EventColumns:
+def _columns(rows: Sequence[Any], with_properties: bool = True) -> EventColumns:
     if not rows:
         return EventColumns.empty()
-    key, occurred, received, seq, kind, value, hour, human, repeat, ref = zip(*rows, strict=True)
+    key, occurred, received, seq, kind, value, hour, human, repeat, ref, properties = zip(*rows, strict=True)
     codes = KindCodes()
     return EventColumns(
         contact_key=np.array(key, dtype=np.int64),
@@ -546,4 +605,5 @@ def _columns(rows: Sequence[Any]) -> EventColumns:
         is_repeat=np.array(repeat, dtype=bool),
         ref=np.array([hash_ref(one) for one in ref], dtype=np.int64),
         kinds=codes.kinds,
+        properties=PropertyColumns.parse(properties, is_complete=with_properties),
     ).sorted()

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
-import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,13 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from sqlalchemy.orm import Session
 
-from features.events import COLUMN_TYPES, EventColumns, KindCodes, hash_ref, head, read_after, read_by_contact
+from features.events import COLUMN_TYPES, EventColumns, KindCodes, head, read_after, read_by_contact
+from features.properties import PropertyColumns, hash_ref
+from features.store import Store, StoredFile, StoreError
+from features.vocabulary import IDENTIFY
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+
+#: Columns that hold properties: those of Identify events apart, because most vectors need no others.
+TRAITS, PROPERTIES = "traits", "properties"
 
 #: Rows read from the log at a time.
 CHUNK_ROWS = 200_000
@@ -43,18 +44,8 @@ MIN_DELTA_ROWS = 5_000
 READ_ATTEMPTS = 5
 
 
-class LakeError(ValueError):
+class LakeError(StoreError):
     """The lake's files are not what its manifest says; the message names the remedy."""
-
-
-@dataclass(frozen=True)
-class LakeFile:
-    """A Parquet file of one bucket."""
-
-    name: str
-    rows: int
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,9 @@ class Manifest:
     buckets: int
     watermark: int = 0
     #: By bucket number; base first, deltas after it in the order of the log.
-    files: Mapping[int, tuple[LakeFile, ...]] = field(default_factory=dict)
+    files: Mapping[int, tuple[StoredFile, ...]] = field(default_factory=dict)
+    #: Contacts that were erased: no event of theirs comes in again, whatever older state of the log a reader saw.
+    erased: frozenset[int] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -137,24 +130,14 @@ class Lake:
     def __init__(self, url: str, buckets: int = 64) -> None:
         if not 1 <= buckets <= 1000:
             raise ValueError(f"a lake has 1 to 1000 buckets, not {buckets}; 64 suits most installations")
-        self.url = str(url)
+        self.store = Store(url)
         self.buckets = buckets
-        self._thread_lock = threading.Lock()
-        self._open()
         self._manifest()
 
-    def _open(self) -> None:
-        self._fs, self._root = url_to_fs(self.url)
-        self._is_local = "file" in ((self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker process needs to open the same lake."""
-        return {"url": self.url, "buckets": self.buckets}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._thread_lock = threading.Lock()
-        self._open()
+    @property
+    def url(self) -> str:
+        """Address of the lake."""
+        return self.store.url
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -179,54 +162,73 @@ class Lake:
         """
         return (splitmix64(contact_keys) % np.uint64(self.buckets)).astype(np.int64)
 
-    def read_bucket(self, bucket: int) -> EventColumns:
+    def read_bucket(self, bucket: int, with_properties: bool = False) -> EventColumns:
         """Every event of the contacts of one bucket, sorted by (contact_key, occurred_at, seq).
+
+        Parameters
+        ----------
+        bucket : int
+        with_properties : bool
+            Also the properties of other events than Identify, which are always read.
 
         Raises
         ------
-        LakeError
-            If a file is missing or has another size than the manifest says.
+        StoreError
+            If a file is missing or its bytes are not those that were written.
         """
         for attempt in range(READ_ATTEMPTS):
             files = self._manifest().files.get(bucket, ())
             try:
-                parts = [self._read_file(bucket, file) for file in files]
+                events = self._events(bucket, files, with_properties)
+                break
             except FileNotFoundError as error:
+                # A compaction may have replaced it: then the manifest names its successor.
                 if attempt + 1 == READ_ATTEMPTS:
                     raise LakeError(
                         f"file {error} of bucket {bucket} of lake {self.url} is missing; run `kairos features rebuild`"
                     ) from None
-                continue  # a compaction replaced it: the manifest names its successor
-            events = EventColumns.concat(parts)
-            break
         assert events.is_sorted()
         return events
 
-    def _read_file(self, bucket: int, file: LakeFile) -> EventColumns:
-        data = self._fs.cat_file(self._path(bucket, file.name))
-        if len(data) != file.size:
-            raise LakeError(
-                f"file {file.name} of bucket {bucket} of lake {self.url} has {len(data)} bytes instead of {file.size}; "
-                "run `kairos features rebuild`"
-            )
-        return _from_parquet(data)
+    def _events(self, bucket: int, files: Sequence[StoredFile], with_properties: bool = True) -> EventColumns:
+        return EventColumns.concat(
+            [
+                _from_parquet(self.store.read(_path(bucket, file.name), file), with_properties=with_properties)
+                for file in files
+            ]
+        )
 
     def _manifest(self) -> Manifest:
+        """The manifest in force; an empty one for an empty lake, or for one of an older format (a sync fills it)."""
         try:
-            raw = json.loads(self._fs.cat_file(f"{self._root}/{MANIFEST}"))
+            text = self.store.read(MANIFEST)
         except FileNotFoundError:
             return Manifest(self.buckets)
-        if raw["format"] != FORMAT:
-            raise LakeError(f"lake {self.url} has format {raw['format']}, this program reads {FORMAT}; rebuild it")
-        if raw["buckets"] != self.buckets:
+        try:
+            raw = json.loads(text)
+            written_format, buckets = int(raw["format"]), int(raw["buckets"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LakeError(
+                f"{self.store.locate(MANIFEST)} is no manifest ({len(text):,} bytes; {error}); delete this file and "
+                "run `kairos features rebuild`"
+            ) from None
+        if buckets != self.buckets:
             raise ValueError(
-                f"lake {self.url} was made with {raw['buckets']} buckets, not {self.buckets}; set KAIROS_BUCKETS to "
-                f"{raw['buckets']}, or delete the folder and run `kairos features rebuild`"
+                f"lake {self.url} was made with {buckets} buckets, not {self.buckets}; set KAIROS_BUCKETS to "
+                f"{buckets}, or delete the folder and run `kairos features rebuild`"
+            )
+        if written_format < FORMAT:
+            return Manifest(self.buckets)
+        if written_format > FORMAT:
+            raise LakeError(
+                f"lake {self.url} has format {written_format}, this program reads {FORMAT}; upgrade it, or delete the "
+                "folder and run `kairos features rebuild`"
             )
         return Manifest(
-            raw["buckets"],
+            buckets,
             raw["watermark"],
-            {int(bucket): tuple(LakeFile(**file) for file in files) for bucket, files in raw["files"].items()},
+            {int(bucket): tuple(StoredFile(**file) for file in files) for bucket, files in raw["files"].items()},
+            frozenset(raw["erased"]),
         )
 
     # --- writing -------------------------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ class Lake:
         A failure or a crash leaves the lake at a state between the old and the new one that equals the log up to its
         watermark; the next sync goes on from there.
         """
-        with self._exclusive():
+        with self.store.exclusive(session):
             manifest = self._manifest()
             upto = head(session)
             if manifest.watermark == 0 and upto > 0:
@@ -268,30 +270,26 @@ class Lake:
 
     def rebuild(self, session: Session) -> SyncReport:
         """The whole lake made anew from the log; readers see the old one until the new one is complete."""
-        with self._exclusive():
+        with self.store.exclusive(session):
             return self._fill(session, head(session))
 
     def verify(self, session: Session) -> VerifyReport:
         """Whether every bucket holds exactly the log's events up to the watermark, and every file its bytes."""
-        with self._exclusive():
+        with self.store.exclusive(session):
             manifest = self._manifest()
             lake_counts = np.zeros(self.buckets, dtype=np.int64)
             lake_sums = np.zeros(self.buckets, dtype=np.uint64)
             damaged: list[str] = []
             for bucket, files in manifest.files.items():
                 for file in files:
-                    path = self._path(bucket, file.name)
+                    path = _path(bucket, file.name)
                     try:
-                        data = self._fs.cat_file(path)
-                    except FileNotFoundError:
-                        damaged.append(path)
+                        events = _from_parquet(self.store.read(path, file))
+                    except (FileNotFoundError, StoreError):
+                        damaged.append(self.store.locate(path))
                         continue
-                    if hashlib.sha256(data).hexdigest() != file.sha256:
-                        damaged.append(path)
-                        continue
-                    events = _from_parquet(data)
                     if len(events) and (self.bucket_of(events.contact_key) != bucket).any():
-                        damaged.append(path)
+                        damaged.append(self.store.locate(path))
                     lake_counts[bucket] += len(events)
                     lake_sums[bucket : bucket + 1] += _fingerprints(events).sum(dtype=np.uint64)  # wraps, on purpose
             log_counts = np.zeros(self.buckets, dtype=np.int64)
@@ -310,10 +308,36 @@ class Lake:
             damaged_files=tuple(damaged),
         )
 
+    def erase(self, contact_keys: Collection[int], session: Session | None = None) -> int:
+        """Every event of these contacts taken out, and kept out; returns how many events that were.
+
+        Their buckets are rewritten and the files that held them deleted. The manifest remembers the keys, so that
+        neither a sync that still sees an older state of the log nor a rebuild brings an event of theirs back.
+        """
+        keys = frozenset(int(key) for key in contact_keys)
+        with self.store.exclusive(session):
+            before = self._manifest()
+            files = dict(before.files)
+            removed = 0
+            gone = np.array(sorted(keys), dtype=np.int64)
+            for bucket in np.unique(self.bucket_of(gone)).tolist():
+                events = self._events(bucket, files.get(bucket, ()))
+                stay = ~np.isin(events.contact_key, gone)
+                if stay.all():
+                    continue
+                removed += int((~stay).sum())
+                del files[bucket]
+                if stay.any():
+                    files[bucket] = (self._write(bucket, f"base-{before.watermark}", events.take(stay)),)
+            after = replace(before, files=files, erased=before.erased | keys)
+            self._publish(after)
+            self._sweep(before, after, [bucket for bucket, of in files.items() if of != before.files.get(bucket)])
+        return removed
+
     def _fill(self, session: Session, upto: int) -> SyncReport:
         """Every event of the log up to ``upto``, read by the clustered index, into one base file a bucket."""
         before = self._manifest()
-        building = Manifest(self.buckets, upto)
+        building = Manifest(self.buckets, upto, erased=before.erased)
         rows = 0
         parts: list[EventColumns] = []
         for page in read_by_contact(session, upto, CHUNK_ROWS):
@@ -338,6 +362,8 @@ class Lake:
         """The manifest with ``events`` in new files; how many files were written and buckets compacted."""
         files = dict(manifest.files)
         written = compacted = 0
+        if manifest.erased:
+            events = events.take(~np.isin(events.contact_key, np.array(sorted(manifest.erased), dtype=np.int64)))
         bucket_of = self.bucket_of(events.contact_key)
         order = np.argsort(bucket_of, kind="stable")
         edges = np.searchsorted(bucket_of[order], np.arange(self.buckets + 1))
@@ -359,18 +385,13 @@ class Lake:
             else:
                 files[bucket] = (*old, self._write(bucket, f"delta-{manifest.watermark + 1}-{watermark}", new))
             written += 1
-        return Manifest(self.buckets, watermark, files), written, compacted
+        return replace(manifest, watermark=watermark, files=files), written, compacted
 
-    def _events(self, bucket: int, files: Sequence[LakeFile]) -> EventColumns:
-        return EventColumns.concat([self._read_file(bucket, file) for file in files])
-
-    def _write(self, bucket: int, stem: str, events: EventColumns) -> LakeFile:
+    def _write(self, bucket: int, stem: str, events: EventColumns) -> StoredFile:
         """A new file; its name ends in its checksum, so a name that is in use is never given other bytes."""
         data = _to_parquet(events)
-        sha256 = hashlib.sha256(data).hexdigest()
-        name = f"{stem}-{sha256[:8]}.parquet"
-        self._put(self._path(bucket, name), data)
-        return LakeFile(name, len(events), len(data), sha256)
+        name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+        return self.store.write(_path(bucket, name), data, len(events))
 
     def _publish(self, manifest: Manifest) -> None:
         """The lake becomes what ``manifest`` says, in one step."""
@@ -379,59 +400,32 @@ class Lake:
             "buckets": manifest.buckets,
             "watermark": manifest.watermark,
             "rows": manifest.rows,
+            "erased": sorted(manifest.erased),
             "files": {
                 str(bucket): [asdict(file) for file in files] for bucket, files in sorted(manifest.files.items())
             },
         }
-        self._put(f"{self._root}/{MANIFEST}", json.dumps(text).encode())
-
-    def _put(self, path: str, data: bytes) -> None:
-        """The whole of ``data`` at ``path``, or nothing: renamed into place, or one object put."""
-        if not self._is_local:
-            self._fs.pipe_file(path, data)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        beside = f"{path}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(beside, "wb") as file:
-                file.write(data)
-            os.replace(beside, path)
-        except BaseException:
-            if os.path.exists(beside):
-                os.remove(beside)
-            raise
+        self.store.write(MANIFEST, json.dumps(text).encode())
 
     def _sweep(self, before: Manifest, after: Manifest, written: Collection[int]) -> None:
         """Files that only ``before`` names are deleted, and in the buckets just written what a crash left behind."""
-        kept = {self._path(bucket, file.name) for bucket, files in after.files.items() for file in files}
-        unnamed = {self._path(bucket, file.name) for bucket, files in before.files.items() for file in files} - kept
-        self._fs.invalidate_cache()
+        kept = {_path(bucket, file.name) for bucket, files in after.files.items() for file in files}
+        unnamed = {_path(bucket, file.name) for bucket, files in before.files.items() for file in files}
         for bucket in written:
-            for path in self._fs.ls(f"{self._root}/bucket={bucket:03d}", detail=False):
-                if path not in kept:
-                    unnamed.add(path)
-        for path in unnamed:
-            try:
-                self._fs.rm_file(path)
-            except FileNotFoundError:
-                continue
+            unnamed.update(self.store.list(_folder(bucket)))
+        for path in sorted(unnamed - kept):
+            self.store.remove(path)
 
-    def _path(self, bucket: int, name: str) -> str:
-        return f"{self._root}/bucket={bucket:03d}/{name}"
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One writer at a time: among threads, and on a local folder among processes."""
-        with self._thread_lock:
-            if not self._is_local:
-                yield
-                return
-            import fcntl
+def _folder(bucket: int) -> str:
+    return f"bucket={bucket:03d}"
 
-            os.makedirs(self._root, exist_ok=True)
-            with open(f"{self._root}/.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
+
+def _path(bucket: int, name: str) -> str:
+    return f"{_folder(bucket)}/{name}"
+
+
+_PROPERTY = pa.struct([("name", pa.int64()), ("value", pa.int64()), ("number", pa.float64())])
 
 
 def _to_parquet(events: EventColumns) -> bytes:
@@ -440,16 +434,39 @@ def _to_parquet(events: EventColumns) -> bytes:
     arrays["kind"] = pa.DictionaryArray.from_arrays(
         pa.array(codes.astype(np.int32)), pa.array([events.kinds[code] for code in used], type=pa.string())
     )
-    table = pa.table({name: arrays[name] for name in COLUMN_TYPES})
+    columns = {name: arrays[name] for name in COLUMN_TYPES}
+    properties = events.properties
+    if properties is None:
+        properties = PropertyColumns.empty(len(events))
+    assert properties.is_complete, "events read without their properties cannot be written"
+    told = events.of_kind(IDENTIFY)
+    columns[TRAITS] = _listed(properties.where(told))
+    columns[PROPERTIES] = _listed(properties.where(~told))
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table, sink, compression="zstd", compression_level=1, use_dictionary=["kind"], write_statistics=False
+        pa.table(columns),
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["kind", *(f"{of}.list.element.{part}" for of in (TRAITS, PROPERTIES) for part in _PART_NAMES)],
+        write_statistics=False,
     )
     return sink.getvalue().to_pybytes()
 
 
-def _from_parquet(data: bytes) -> EventColumns:
-    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).combine_chunks()
+_PART_NAMES = ("name", "value", "number")
+
+
+def _listed(properties: PropertyColumns) -> pa.Array:
+    values = pa.StructArray.from_arrays(
+        [pa.array(getattr(properties, part)) for part in _PART_NAMES], fields=list(_PROPERTY)
+    )
+    return pa.LargeListArray.from_arrays(pa.array(properties.start), values)
+
+
+def _from_parquet(data: bytes, *, with_properties: bool = True) -> EventColumns:
+    wanted = [*COLUMN_TYPES, TRAITS, *([PROPERTIES] if with_properties else [])]
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=wanted, use_threads=False).combine_chunks()
     if not table.num_rows:
         return EventColumns.empty()
     codes = KindCodes()
@@ -458,7 +475,26 @@ def _from_parquet(data: bytes) -> EventColumns:
         name: table.column(name).chunk(0).to_numpy(zero_copy_only=False) for name in COLUMN_TYPES if name != "kind"
     }
     arrays["kind"] = codes.encode(kind.dictionary.to_pylist())[kind.indices.to_numpy(zero_copy_only=False)]
-    return EventColumns(**arrays, kinds=codes.kinds)
+    properties = _unlisted(table.column(TRAITS).chunk(0), is_complete=with_properties)
+    if with_properties:
+        others = _unlisted(table.column(PROPERTIES).chunk(0))
+        if len(others.name):
+            properties = _merged(properties, others) if len(properties.name) else others
+    return EventColumns(**arrays, kinds=codes.kinds, properties=properties)
+
+
+def _unlisted(lists: pa.Array, *, is_complete: bool = True) -> PropertyColumns:
+    values = lists.values
+    name, value, number = (values.field(part).to_numpy(zero_copy_only=False) for part in range(len(_PART_NAMES)))
+    return PropertyColumns(lists.offsets.to_numpy().astype(np.int64), name, value, number, is_complete)
+
+
+def _merged(one: PropertyColumns, other: PropertyColumns) -> PropertyColumns:
+    """The properties of the same events from two lists, of which an event has at most one."""
+    both = PropertyColumns.concat([one, other])
+    n = len(one.start) - 1
+    has_first = np.diff(one.start) > 0
+    return both.take(np.where(has_first, np.arange(n), np.arange(n) + n))
 
 
 def _fingerprints(events: EventColumns) -> npt.NDArray[np.uint64]:
@@ -467,5 +503,15 @@ def _fingerprints(events: EventColumns) -> npt.NDArray[np.uint64]:
     mixed = np.zeros(len(events), dtype=np.uint64)
     for name in COLUMN_TYPES:
         values = names[events.kind] if name == "kind" else getattr(events, name).astype(np.int64)
-        mixed = splitmix64((mixed ^ values.view(np.uint64)).view(np.int64))
-    return mixed
+        mixed = _mix(mixed, values)
+    properties = events.properties or PropertyColumns.empty(len(events))
+    of_property = np.zeros(len(properties.name), dtype=np.uint64)
+    for values in (properties.name, properties.value, properties.number.view(np.int64)):
+        of_property = _mix(of_property, values)
+    total = np.zeros(len(events), dtype=np.uint64)
+    np.add.at(total, np.repeat(np.arange(len(events)), np.diff(properties.start)), of_property)
+    return _mix(mixed, total.view(np.int64))
+
+
+def _mix(mixed: npt.NDArray[np.uint64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    return splitmix64((mixed ^ np.ascontiguousarray(values).view(np.uint64)).view(np.int64))

@@ -103,8 +103,19 @@ def current(session: Session, name: str) -> int:
     return int(session.execute(select(CounterRow.value).where(CounterRow.name == name)).scalar_one_or_none() or 0)
 
 
-#: Counters that the first migration creates.
-COUNTERS = ("event_seq", "contact_key", "send_id", "link_id", "hit_id", "consent_id", "snapshot_no")
+#: Counters that the migrations create. ``event_clock`` holds the newest ``received_at`` of the log (µs), and
+#: ``event_rewrites`` is raised whenever rows of the log are taken out of it.
+COUNTERS = (
+    "event_seq",
+    "contact_key",
+    "send_id",
+    "link_id",
+    "hit_id",
+    "consent_id",
+    "snapshot_no",
+    "event_clock",
+    "event_rewrites",
+)
 
 
 class ContactRow(Base):
@@ -171,3 +182,14 @@ class EventRow(Base):
     properties: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (Index("ux_event_seq", "seq", unique=True), {"sqlite_with_rowid": False})
+
+
+class ErasureRow(Base):
+    """A contact that was erased: its key (which names nobody any more), and whether the files have followed."""
+
+    __tablename__ = "erasure"
+
+    contact_key: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    requested_at: Mapped[datetime]
+    #: When the lake, its snapshots and training sets were rewritten; None while they wait.
+    files_done_at: Mapped[datetime | None]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, String, Text, UniqueConstraint
+from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from features.tables import Base, ContactRow, CounterRow, EventRow, IdentityRow
+from features.tables import Base, ContactRow, CounterRow, ErasureRow, EventRow, IdentityRow
 
-__all__ = ["Base", "ContactRow", "CounterRow", "EventRow", "IdentityRow"]
+__all__ = ["Base", "ContactRow", "CounterRow", "ErasureRow", "EventRow", "IdentityRow"]
 
 
 class ApiKeyRow(Base):
@@ -322,6 +322,32 @@ class PredictionRow(Base):
     detail: Mapped[dict[str, Any] | None]
 
     __table_args__ = (Index("ix_prediction_rank", "model", "probability"),)
+
+
+class ServedVectorRow(Base):
+    """A vector that a request was answered from (a sample of them), kept to be computed again from the lake."""
+
+    __tablename__ = "served_vector"
+
+    contact_key: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    as_of: Mapped[datetime] = mapped_column(primary_key=True)
+    #: Version of the view set.
+    view_set: Mapped[str] = mapped_column(String(16), primary_key=True)
+    #: Head of the log that the vector saw.
+    seq: Mapped[int]
+    #: float64, little-endian, in the order of the set's columns.
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+
+    __table_args__ = (Index("ix_served_vector_as_of", "as_of"),)
+
+
+class FeatureCheckRow(Base):
+    """The outcome of a check of the feature store."""
+
+    __tablename__ = "feature_check"
+
+    checked_at: Mapped[datetime] = mapped_column(primary_key=True)
+    report: Mapped[dict[str, Any]]
 
 
 class ServingModelRow(Base):

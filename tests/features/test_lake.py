@@ -5,16 +5,21 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import delete, update
 
 from features import lake as lake_module
-from features.events import HOUR_MICROS, EventColumns, NewEvent, append, head
+from features.events import HOUR_MICROS, EventColumns, NewEvent, append, head, read_contacts
 from features.lake import Lake, LakeError, Manifest, splitmix64
+from features.properties import PropertyColumns
+from features.store import StoreError
+from features.tables import EventRow
 from service.database import Database
 
 NOON = 1_772_452_800_000_000
@@ -26,7 +31,7 @@ def grow(database: Database, n_events: int, seed: int, contacts: int = 40) -> No
     events = [
         NewEvent(
             int(random.integers(1, contacts)),
-            ("Page", "Order Completed", "Email Opened", "Sofa Tested")[int(random.integers(4))],
+            ("Page", "Order Completed", "Email Opened", "Sofa Tested", "Identify")[int(random.integers(5))],
             NOON - int(random.integers(0, 2000)) * HOUR_MICROS,
             f"{seed}-{n}",
             "user:1",
@@ -34,6 +39,9 @@ def grow(database: Database, n_events: int, seed: int, contacts: int = 40) -> No
             value_minor=None if n % 2 else int(random.integers(-500, 500)),
             human_ppm=None if n % 5 else int(random.integers(0, 1_000_001)),
             is_repeat=n % 7 == 0,
+            properties=None
+            if n % 4
+            else {"plan": f"p{n % 3}", "at": {"n": n, "none": None}, "items": [{"id": 1}, {"id": "b"}]},
         )
         for n in range(n_events)
     ]
@@ -176,7 +184,7 @@ def test_a_rebuild_makes_the_same_lake(any_database: Database, tmp_path: Path, m
 
 
 def test_damage_is_noticed(database: Database, tmp_path: Path):
-    """Bytes changed: verify names the file. Bytes lost, or a file: reading says what to do."""
+    """Bytes changed or lost, or a file: reading says which and what to do, verify names the file."""
     lake = Lake(str(tmp_path / "lake"), buckets=1)
     grow(database, 200, seed=1)
     with database.reading() as session:
@@ -189,8 +197,10 @@ def test_damage_is_noticed(database: Database, tmp_path: Path):
 
     assert not verdict.equal
     assert verdict.damaged_files == (str(path),)
+    with pytest.raises(StoreError, match=f"{path.name} was altered.* run `kairos features rebuild`"):
+        lake.read_bucket(0)
     path.write_bytes(data[:-1])
-    with pytest.raises(LakeError, match="features rebuild"):
+    with pytest.raises(StoreError, match=f"{path.name} has .* bytes instead of .* run `kairos features rebuild`"):
         lake.read_bucket(0)
     path.unlink()
     with pytest.raises(LakeError, match="features rebuild"):
@@ -199,10 +209,6 @@ def test_damage_is_noticed(database: Database, tmp_path: Path):
 
 def test_verify_notices_rows_that_differ(database: Database, tmp_path: Path):
     """A changed value, with every file intact, shows in its bucket."""
-    from sqlalchemy import update
-
-    from features.tables import EventRow
-
     lake = Lake(str(tmp_path / "lake"), buckets=4)
     grow(database, 200, seed=1)
     with database.reading() as session:
@@ -314,3 +320,88 @@ def test_the_lake_equals_the_log_while_four_writers_race(postgres: Database, tmp
     assert verdict.equal
     assert verdict.rows_lake == lake.watermark == sum(written) > 0
     assert sorted(everything(lake).seq.tolist()) == list(range(1, sum(written) + 1))
+
+
+# --- Properties --------------------------------------------------------------------------------------------------
+
+
+def listed(properties: PropertyColumns | None) -> list[list[tuple[int, int, float]]]:
+    assert properties is not None
+    rows = list(zip(properties.name.tolist(), properties.value.tolist(), properties.number.tolist(), strict=True))
+    return [rows[begin:end] for begin, end in pairwise(properties.start.tolist())]
+
+
+def test_properties_come_back_as_the_log_holds_them(any_database: Database, tmp_path: Path):
+    """All of them when asked for; else those of Identify events, the traits."""
+    lake = Lake(str(tmp_path / "lake"), buckets=2)
+    grow(any_database, 200, seed=1)
+    with any_database.reading() as session:
+        lake.sync(session)
+    grow(any_database, 50, seed=2)
+    with any_database.reading() as session:
+        lake.sync(session)
+        keys = sorted(set(everything(lake).contact_key.tolist()))
+        for with_properties in (True, False):
+            log = read_contacts(session, keys, with_properties)
+            read = EventColumns.concat([lake.read_bucket(bucket, with_properties) for bucket in range(2)])
+            assert str(listed(log.properties)) == str(listed(read.properties))  # as text, so that NaN equals NaN
+            told = [len(values) for values in listed(read.properties)]
+            assert {kind for kind, n in zip(read.kind.tolist(), told, strict=True) if n} == (
+                set(read.kind.tolist()) if with_properties else {read.kinds.index("Identify")}
+            )
+
+
+def test_a_changed_property_is_noticed(database: Database, tmp_path: Path):
+    """Verify compares properties too."""
+    lake = Lake(str(tmp_path / "lake"), buckets=2)
+    grow(database, 100, seed=1)
+    with database.reading() as session:
+        lake.sync(session)
+        assert lake.verify(session).equal
+    with database.writing() as session:
+        session.execute(update(EventRow).where(EventRow.seq == 1).values(properties='{"plan":"p1"}'))
+    with database.reading() as session:
+        assert len(lake.verify(session).differing_buckets) == 1
+
+
+# --- Erasure -----------------------------------------------------------------------------------------------------
+
+
+def test_an_erased_contact_is_gone_and_stays_gone(database: Database, tmp_path: Path):
+    """Out of every file; neither a sync that saw the log before the erasure nor a rebuild brings it back."""
+    lake = Lake(str(tmp_path / "lake"), buckets=2)
+    grow(database, 300, seed=1)
+    with database.reading() as session:
+        lake.sync(session)
+    grow(database, 100, seed=3)
+    with database.reading() as earlier:
+        assert head(earlier) == 400  # this session's state of the log is from before the erasure
+        with database.writing() as session:
+            session.execute(delete(EventRow).where(EventRow.contact_key.in_([7, 8])))
+        before = everything(lake)
+        files = set(names_of(lake))
+        removed = lake.erase([7, 8])
+        assert removed == int(np.isin(before.contact_key, [7, 8]).sum()) > 0
+        assert files - set(names_of(lake))
+        lake.sync(earlier)
+
+    assert not np.isin(everything(lake).contact_key, [7, 8]).any()
+    with database.reading() as session:
+        assert lake.verify(session).equal
+        lake.rebuild(session)
+        assert lake.verify(session).equal
+    assert not np.isin(everything(lake).contact_key, [7, 8]).any()
+    assert lake.erase([7]) == 0
+
+
+def test_a_lake_of_an_older_format_is_filled_anew(database: Database, tmp_path: Path):
+    """It is derived from the log, so an upgrade costs a sync and no thought."""
+    lake = Lake(str(tmp_path / "lake"), buckets=2)
+    grow(database, 100, seed=1)
+    with database.reading() as session:
+        lake.sync(session)
+    manifest = tmp_path / "lake" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    with database.reading() as session:
+        assert Lake(str(tmp_path / "lake"), buckets=2).sync(session).rows == 100
+        assert lake.verify(session).equal

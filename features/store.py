@@ -1,0 +1,173 @@
+"""Where derived files lie: a local folder or an object store, whole files or none, read back as they were written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.core import url_to_fs
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+#: Key of PostgreSQL's advisory lock for writers of the store.
+ADVISORY_LOCK = 0x4B61_6972_6F73  # "Kairos"
+
+
+class StoreError(ValueError):
+    """A file is missing, is not what was written, or could not be written; the message names file and remedy."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that was written: enough to tell whether it is still the same."""
+
+    name: str
+    rows: int
+    size: int
+    sha256: str
+
+
+class Store:
+    """Files under one folder or fsspec address, each written whole or not at all.
+
+    Parameters
+    ----------
+    url : str
+        A folder, or any address that fsspec knows (``s3://…``, ``memory://…``).
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = str(url)
+        self._open()
+
+    def _open(self) -> None:
+        self._thread_lock = threading.Lock()
+        self._fs, self._root = url_to_fs(self.url)
+        protocols = (self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol
+        #: Whether the store is a folder of this machine.
+        self.is_local = "file" in protocols
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to open the same store."""
+        return {"url": self.url}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.url = state["url"]
+        self._open()
+
+    def locate(self, path: str) -> str:
+        """Full address of ``path``, for messages."""
+        return f"{self._root}/{path}"
+
+    def write(self, path: str, data: bytes, rows: int = 0) -> StoredFile:
+        """The whole of ``data`` at ``path``, or nothing: renamed into place, or one object put.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or the place cannot be written; what was there before is untouched.
+        """
+        try:
+            self._put(path, data)
+        except OSError as error:
+            raise StoreError(
+                f"{self.locate(path)} ({len(data):,} bytes) could not be written: {error.strerror or error}; free "
+                "space or mend the folder's permissions, and try again. What was there before is unchanged"
+            ) from error
+        return StoredFile(path.rpartition("/")[2], rows, len(data), hashlib.sha256(data).hexdigest())
+
+    def _put(self, path: str, data: bytes) -> None:
+        where = self.locate(path)
+        if not self.is_local:
+            self._fs.makedirs(where.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(where, data)
+            return
+        os.makedirs(os.path.dirname(where), exist_ok=True)
+        beside = f"{where}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(beside, "wb") as file:
+                file.write(data)
+            os.replace(beside, where)
+        except BaseException:
+            if os.path.exists(beside):
+                os.remove(beside)
+            raise
+
+    def read(self, path: str, expected: StoredFile | None = None) -> bytes:
+        """The bytes at ``path``; with ``expected``, only if they are those that were written.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        StoreError
+            If the file has another length or other bytes than ``expected``.
+        """
+        data = bytes(self._fs.cat_file(self.locate(path)))
+        if expected is None:
+            return data
+        if len(data) != expected.size:
+            raise StoreError(
+                f"{self.locate(path)} has {len(data):,} bytes instead of {expected.size:,}: it was cut short or "
+                "written over; run `kairos features rebuild`"
+            )
+        if hashlib.sha256(data).hexdigest() != expected.sha256:
+            raise StoreError(
+                f"{self.locate(path)} was altered: its SHA-256 does not begin with {expected.sha256[:12]} as written; "
+                "run `kairos features rebuild`"
+            )
+        return data
+
+    def list(self, folder: str = "") -> list[str]:
+        """Paths of all files under ``folder``, relative to the store, sorted."""
+        self._fs.invalidate_cache()
+        root = self._root.lstrip("/")
+        return sorted(
+            path.lstrip("/")[len(root) + 1 :] for path in self._fs.find(self.locate(folder) if folder else self._root)
+        )
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            self._fs.rm_file(self.locate(path))
+        except FileNotFoundError:
+            return
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder with everything in it, if it is there."""
+        if self._fs.exists(self.locate(folder)):
+            self._fs.rm(self.locate(folder), recursive=True)
+
+    @contextmanager
+    def exclusive(self, session: Session | None = None) -> Iterator[None]:
+        """One writer at a time: among threads, and among processes.
+
+        A local folder is locked by a file in it. For another store the database of ``session`` is asked, if it is
+        PostgreSQL (writers may be on many machines); else a file of this machine, the only one a SQLite file serves.
+        """
+        with self._thread_lock:
+            if not self.is_local and session is not None and session.get_bind().dialect.name == "postgresql":
+                session.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+                try:
+                    yield
+                finally:
+                    session.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+                return
+            import fcntl
+
+            if self.is_local:
+                os.makedirs(self._root, exist_ok=True)
+                place = f"{self._root}/.lock"
+            else:
+                named = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+                place = os.path.join(tempfile.gettempdir(), f"kairos-{named}.lock")
+            with open(place, "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
