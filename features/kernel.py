@@ -12,6 +12,7 @@ swept once per instant over the events known then; all others are swept once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from numba import njit
 
 from features.events import DAY_MICROS, HOUR_MICROS, EventColumns
+from features.properties import PropertyColumns, hash_ref, value_text
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, HUMAN_PPM
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ MINUTE_MICROS = 60_000_000
 MINUTES_PER_DAY = 1440.0
 
 # What an operation writes. `_values` and `_derive` below give each its meaning.
-COUNT, SUM, MEAN, RECENCY, FIRST_SEEN, DAYS, GAP_MEAN, GAP_STD, OVERDUE, HISTOGRAM = range(10)
+COUNT, SUM, MEAN, RECENCY, FIRST_SEEN, DAYS, GAP_MEAN, GAP_STD, OVERDUE, HOURS, WEEKDAYS = range(11)
 RATE, TREND = range(2)
+# What goes over the stream's events by itself, in `_scan`.
+DISTINCT, DECAYED, DECAYED_VALUE, TRAIT, TRAIT_IS, TRAIT_RECENCY = range(6)
 
 _IN_WINDOW = {
     "count": COUNT,
@@ -44,11 +48,16 @@ _IN_WINDOW = {
     "gap_mean": GAP_MEAN,
     "gap_std": GAP_STD,
     "overdue": OVERDUE,
-    "hour_histogram": HISTOGRAM,
+    "hour_histogram": HOURS,
+    "weekday_histogram": WEEKDAYS,
 }
+_SCANNED = {"distinct": DISTINCT, "decayed": DECAYED, "trait": TRAIT, "trait_recency": TRAIT_RECENCY}
 _NEEDS_VALUES = {SUM, MEAN}
 _NEEDS_DAYS = {DAYS, GAP_MEAN, GAP_STD, OVERDUE}
-_NEEDS_HOURS = {HISTOGRAM}
+_NEEDS_HOURS = {HOURS, WEEKDAYS}
+
+#: Bins of the histograms of a group: 24 hours, then 7 weekdays.
+HISTOGRAM_BINS = 24 + 7
 
 #: One bit of a 64-bit mask per stream.
 MAX_STREAMS = 64
@@ -59,17 +68,27 @@ class Program:
     """A view set as flat arrays: streams → groups (a stream's windows) → operations, and what is derived from them."""
 
     streams: tuple[Stream, ...]
-    #: Per stream: first group, end of groups, needs values, needs days, needs hours, answers within µs (0: any event).
+    #: Per stream: first group, end of groups, needs values, needs days, needs hours, answers within µs (0: any event),
+    #: first condition, end of conditions, first scan, end of scans.
     stream_table: npt.NDArray[np.int64]
-    #: Per group: window in µs (-1: everything), first operation, end of operations, has a histogram.
+    #: Per group: window in µs (-1: everything), first operation, end of operations, has hours + 2 x has weekdays.
     group_table: npt.NDArray[np.int64]
     #: Per operation: code, column, bins. Columns from ``n_columns`` on are kept aside for what is derived.
     operation_table: npt.NDArray[np.int64]
+    #: Per scan: code, column, window in µs (-1: everything), hash of what it is of (0: ``ref``), hash of a value; and
+    #: the rate of decay per µs.
+    scan_table: npt.NDArray[np.int64]
+    scan_rates: npt.NDArray[np.float64]
+    #: Per condition: hash of the property, first value, end of values (none: bounds); the values' hashes; the bounds.
+    where_table: npt.NDArray[np.int64]
+    where_values: npt.NDArray[np.int64]
+    where_bounds: npt.NDArray[np.float64]
     #: Per derived column: code, column, first operand, second operand; and (prior mean, prior strength).
     derived_table: npt.NDArray[np.int64]
     derived_priors: npt.NDArray[np.float64]
     n_columns: int
     n_hidden: int
+    needs_properties: bool
     #: By the names behind an event's codes: which streams an event of that kind is in.
     tables_of_kinds: dict[tuple[str, ...], tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -81,7 +100,7 @@ class Program:
             machine = np.zeros(len(kinds), dtype=np.uint64)
             for bit, stream in enumerate(self.streams):
                 for code, kind in enumerate(kinds):
-                    if kind in stream.kinds:
+                    if kind in stream.every_kind:
                         human[code] |= np.uint64(1 << bit)
                         if not (stream.human_only and kind in (EMAIL_OPENED, EMAIL_CLICKED)):
                             machine[code] |= np.uint64(1 << bit)
@@ -101,47 +120,81 @@ def compile_views(view_set: ViewSet) -> Program:
         If the set looks at more than 64 different streams.
     """
     operations: dict[tuple[Stream, int, int, int], int] = {}  # (stream, window, code, bins) → column
+    scans: dict[tuple[Stream, int, int, str, str, float], int] = {}  # (…, window, code, of, value, half-life) → column
     derived: list[tuple[int, int, tuple[Stream, int], tuple[Stream, int], float, float]] = []
     column = 0
     for view in view_set.views:
         for window in view.windows:
             micros = -1 if window is None else window * DAY_MICROS
+            measured: list[tuple[dict[Any, int], Any, int]] = []  # where to, key, columns
             if view.primitive == "rate":
                 assert view.over is not None
                 derived.append((RATE, column, (view.stream, micros), (view.over, micros), *_prior(view)))
+                column += 1
             elif view.primitive == "trend":
                 derived.append((TREND, column, (view.stream, micros), (view.stream, 2 * micros), 0.0, 0.0))
+                column += 1
+            elif view.primitive in _SCANNED:
+                code = _SCANNED[view.primitive]
+                if view.primitive == "decayed" and view.of:
+                    code = DECAYED_VALUE
+                texts = [value_text(value) or "" for value in view.values]
+                for text in texts or [""]:
+                    key = (view.stream, micros, TRAIT_IS if texts else code, view.of, text, view.half_life_days)
+                    measured.append((scans, key, 1))
             else:
-                bins = view.bins if view.primitive == "hour_histogram" else 1
-                operation = (view.stream, micros, _IN_WINDOW[view.primitive], bins)
-                if operation in operations:
+                bins = {"hour_histogram": view.bins, "weekday_histogram": 7}.get(view.primitive, 1)
+                measured.append((operations, (view.stream, micros, _IN_WINDOW[view.primitive], bins), bins))
+            for table, of, width in measured:
+                if of in table:
                     raise ValueError(
                         f"view {view.name!r} measures what another view of set {view_set.name!r} measures already "
                         f"({view.primitive} of {view.stream.name!r}, {window} days); remove one"
                     )
-                operations[operation] = column
-            column += view.bins if view.primitive == "hour_histogram" else 1
+                table[of] = column
+                column += width
     n_columns = column
     for _, _, first, second, _, _ in derived:
         for stream, micros in (first, second):
             if (stream, micros, COUNT, 1) not in operations:
                 operations[stream, micros, COUNT, 1] = column
                 column += 1
-    streams = tuple(dict.fromkeys(stream for stream, _, _, _ in operations))
+    streams = tuple(dict.fromkeys([key[0] for key in operations] + [key[0] for key in scans]))
     if len(streams) > MAX_STREAMS:
         raise ValueError(f"view set {view_set.name!r} looks at {len(streams)} streams; the kernel takes {MAX_STREAMS}")
     stream_rows: list[list[int]] = []
     group_rows: list[list[int]] = []
     operation_rows: list[list[int]] = []
+    scan_rows: list[list[int]] = []
+    scan_rates: list[float] = []
+    where_rows: list[list[int]] = []
+    where_values: list[int] = []
+    where_bounds: list[list[float]] = []
     for stream in streams:
-        first_group = len(group_rows)
+        first_group, first_scan, first_where = len(group_rows), len(scan_rows), len(where_rows)
         codes = {code for of, _, code, _ in operations if of == stream}
         for micros in sorted({micros for of, micros, _, _ in operations if of == stream}):
             mine = [(k, out) for k, out in operations.items() if k[0] == stream and k[1] == micros]
             first_operation = len(operation_rows)
             operation_rows += [[code, out, bins] for (_, _, code, bins), out in mine]
-            has_histogram = int(any(code in _NEEDS_HOURS for (_, _, code, _), _ in mine))
-            group_rows.append([micros, first_operation, len(operation_rows), has_histogram])
+            histograms = {code for (_, _, code, _), _ in mine} & _NEEDS_HOURS
+            group_rows.append(
+                [micros, first_operation, len(operation_rows), (HOURS in histograms) + 2 * (WEEKDAYS in histograms)]
+            )
+        for (of, micros, code, what, text, half_life_days), out in scans.items():
+            if of == stream:
+                scan_rows.append([code, out, micros, 0 if what == "ref" else hash_ref(what), hash_ref(text)])
+                scan_rates.append(math.log(2) / (half_life_days * DAY_MICROS) if half_life_days else 0.0)
+        for where in stream.where:
+            first_value = len(where_values)
+            where_values += [hash_ref(value_text(value)) for value in where.values]
+            where_rows.append([hash_ref(where.name), first_value, len(where_values)])
+            where_bounds.append(
+                [
+                    -math.inf if where.at_least is None else where.at_least,
+                    math.inf if where.at_most is None else where.at_most,
+                ]
+            )
         stream_rows.append(
             [
                 first_group,
@@ -150,13 +203,22 @@ def compile_views(view_set: ViewSet) -> Program:
                 int(bool(codes & _NEEDS_DAYS)),
                 int(bool(codes & _NEEDS_HOURS)),
                 (stream.answers_within_hours or 0) * HOUR_MICROS,
+                first_where,
+                len(where_rows),
+                first_scan,
+                len(scan_rows),
             ]
         )
     return Program(
         streams=streams,
-        stream_table=np.array(stream_rows, dtype=np.int64).reshape(-1, 6),
+        stream_table=np.array(stream_rows, dtype=np.int64).reshape(-1, 10),
         group_table=np.array(group_rows, dtype=np.int64).reshape(-1, 4),
         operation_table=np.array(operation_rows, dtype=np.int64).reshape(-1, 3),
+        scan_table=np.array(scan_rows, dtype=np.int64).reshape(-1, 5),
+        scan_rates=np.array(scan_rates, dtype=np.float64),
+        where_table=np.array(where_rows, dtype=np.int64).reshape(-1, 3),
+        where_values=np.array(where_values, dtype=np.int64),
+        where_bounds=np.array(where_bounds, dtype=np.float64).reshape(-1, 2),
         derived_table=np.array(
             [[code, out, operations[*a, COUNT, 1], operations[*b, COUNT, 1]] for code, out, a, b, _, _ in derived],
             dtype=np.int64,
@@ -164,6 +226,7 @@ def compile_views(view_set: ViewSet) -> Program:
         derived_priors=np.array([[mean, strength] for *_, mean, strength in derived], dtype=np.float64).reshape(-1, 2),
         n_columns=n_columns,
         n_hidden=column - n_columns,
+        needs_properties=view_set.needs_properties,
     )
 
 
@@ -198,7 +261,8 @@ def sweep(
     Raises
     ------
     ValueError
-        If ``keys`` and ``as_of`` differ in shape or the events are not sorted by contact and time.
+        If ``keys`` and ``as_of`` differ in shape, the events are not sorted by contact and time, or the set looks at
+        properties that were not read.
     """
     program = view_set.program
     instants = np.ascontiguousarray(as_of, dtype=np.int64)
@@ -210,6 +274,14 @@ def sweep(
         return out
     order = _order(contacts, instants)
     human, machine, is_send = program.kind_tables(columns.kinds)
+    properties = columns.properties
+    if program.needs_properties and len(columns) and not (properties is not None and properties.is_complete):
+        raise ValueError(
+            f"view set {view_set.name!r} looks at properties, which these events were read without; read them with "
+            "with_properties=True"
+        )
+    if properties is None:
+        properties = PropertyColumns.empty(len(columns))
     sorted_events = _kernel()(
         columns.contact_key,
         columns.occurred_at,
@@ -220,6 +292,10 @@ def sweep(
         columns.human_ppm,
         columns.is_repeat,
         columns.ref,
+        properties.start,
+        properties.name,
+        properties.value,
+        properties.number,
         human,
         machine,
         is_send,
@@ -229,6 +305,11 @@ def sweep(
         program.stream_table,
         program.group_table,
         program.operation_table,
+        program.scan_table,
+        program.scan_rates,
+        program.where_table,
+        program.where_values,
+        program.where_bounds,
         program.derived_table,
         program.derived_priors,
         program.n_hidden,
@@ -268,6 +349,10 @@ def _kernel() -> Any:
         array(t.int32),  # human_ppm
         array(t.boolean),  # is_repeat
         array(t.int64),  # ref
+        array(t.int64),  # property_start
+        array(t.int64),  # property_name
+        array(t.int64),  # property_value
+        array(t.float64),  # property_number
         array(t.uint64),  # human
         array(t.uint64),  # machine
         array(t.boolean),  # is_send
@@ -277,6 +362,11 @@ def _kernel() -> Any:
         array(t.int64, 2),  # stream_table
         array(t.int64, 2),  # group_table
         array(t.int64, 2),  # operation_table
+        array(t.int64, 2),  # scan_table
+        array(t.float64),  # scan_rates
+        array(t.int64, 2),  # where_table
+        array(t.int64),  # where_values
+        array(t.float64, 2),  # where_bounds
         array(t.int64, 2),  # derived_table
         array(t.float64, 2),  # derived_priors
         t.int64,  # n_hidden
@@ -299,6 +389,10 @@ def _sweep(
     human_ppm: Any,
     is_repeat: Any,
     ref: Any,
+    property_start: Any,
+    property_name: Any,
+    property_value: Any,
+    property_number: Any,
     human: Any,
     machine: Any,
     is_send: Any,
@@ -308,6 +402,11 @@ def _sweep(
     stream_table: Any,
     group_table: Any,
     operation_table: Any,
+    scan_table: Any,
+    scan_rates: Any,
+    where_table: Any,
+    where_values: Any,
+    where_bounds: Any,
     derived_table: Any,
     derived_priors: Any,
     n_hidden: int,
@@ -320,7 +419,8 @@ def _sweep(
     mask = np.empty(capacity, np.uint64)
     send_hour = np.empty(capacity, np.int16)
     scratch = np.empty((7, capacity + 1), np.int64)
-    histogram = np.zeros(24, np.int64)
+    histogram = np.zeros(HISTOGRAM_BINS, np.int64)
+    items = np.empty((5, 4 * capacity), np.int64)  # different things: a hash table and lists for `_distinct`
     asked = 16  # instants of one contact
     ends = np.empty(asked, np.int64)
     rows = np.empty(asked, np.int64)
@@ -364,6 +464,9 @@ def _sweep(
             mask = np.empty(capacity, np.uint64)
             send_hour = np.empty(capacity, np.int16)
             scratch = np.empty((7, capacity + 1), np.int64)
+        most_items = end - begin + property_start[end] - property_start[begin]
+        if 4 * most_items > items.shape[1]:
+            items = np.empty((5, 8 * most_items), np.int64)
 
         # All instants in one round; a late contact's one by one, each over the events known then.
         for a in range(n_asked if late else 1):
@@ -375,11 +478,13 @@ def _sweep(
                     n += 1
             _assign(
                 known[:n], occurred_at, kind, hour_of_week, human_ppm, is_repeat, ref, human, machine, is_send,
-                stream_table, mask, send_hour,
+                property_start, property_name, property_value, property_number, stream_table, where_table,
+                where_values, where_bounds, mask, send_hour,
             )  # fmt: skip
             _values(
-                known[:n], occurred_at, value_minor, hour_of_week, mask, send_hour, ends[a:z], rows[a:z],
-                stream_table, group_table, operation_table, scratch, histogram, out, hidden,
+                known[:n], occurred_at, value_minor, hour_of_week, ref, property_start, property_name, property_value,
+                property_number, mask, send_hour, ends[a:z], rows[a:z], stream_table, group_table, operation_table,
+                scan_table, scan_rates, scratch, histogram, items, out, hidden,
             )  # fmt: skip
             _derive(rows[a:z], derived_table, derived_priors, out, hidden)
         begin = end
@@ -421,7 +526,14 @@ def _assign(
     human: Any,
     machine: Any,
     is_send: Any,
+    property_start: Any,
+    property_name: Any,
+    property_value: Any,
+    property_number: Any,
     stream_table: Any,
+    where_table: Any,
+    where_values: Any,
+    where_bounds: Any,
     mask: Any,
     send_hour: Any,
 ) -> None:
@@ -431,10 +543,17 @@ def _assign(
         e = known[i]
         mask[i] = human[kind[e]] if human_ppm[e] >= HUMAN_PPM and not is_repeat[e] else machine[kind[e]]
     for s in range(len(stream_table)):
+        bit = np.uint64(1) << np.uint64(s)
+        for w in range(stream_table[s, 6], stream_table[s, 7]):
+            for i in range(n):
+                if mask[i] & bit and not _holds(
+                    known[i], property_start, property_name, property_value, property_number,
+                    where_table[w], where_values, where_bounds[w],
+                ):  # fmt: skip
+                    mask[i] &= ~bit
         within = stream_table[s, 5]
         if within == 0:
             continue
-        bit = np.uint64(1) << np.uint64(s)
         for i in range(n - 1, -1, -1):  # backwards: an earlier event's bit still says "in the stream" when it is asked
             if not mask[i] & bit:
                 continue
@@ -455,11 +574,34 @@ def _assign(
 
 
 @njit(nogil=True, error_model="numpy")
+def _holds(
+    event: int, start: Any, name: Any, value: Any, number: Any, where: Any, where_values: Any, bounds: Any
+) -> bool:
+    """Whether one of the event's values of the condition's property meets it."""
+    for p in range(start[event], start[event + 1]):
+        if name[p] != where[0]:
+            continue
+        if where[1] == where[2]:
+            if bounds[0] <= number[p] <= bounds[1]:
+                return True
+        else:
+            for v in range(where[1], where[2]):
+                if value[p] == where_values[v]:
+                    return True
+    return False
+
+
+@njit(nogil=True, error_model="numpy")
 def _values(
     known: Any,
     time: Any,
     value: Any,
     hour: Any,
+    ref: Any,
+    property_start: Any,
+    property_name: Any,
+    property_value: Any,
+    property_number: Any,
     mask: Any,
     send_hour: Any,
     ends: Any,
@@ -467,8 +609,11 @@ def _values(
     stream_table: Any,
     group_table: Any,
     operation_table: Any,
+    scan_table: Any,
+    scan_rates: Any,
     scratch: Any,
     histogram: Any,
+    items: Any,
     out: Any,
     hidden: Any,
 ) -> None:
@@ -498,7 +643,7 @@ def _values(
                 sums[i + 1] = sums[i] + value[known[chosen[i]]]
         if with_hours:
             for i in range(n):
-                hours[i] = (send_hour[chosen[i]] if answers else hour[known[chosen[i]]]) % 24
+                hours[i] = send_hour[chosen[i]] if answers else hour[known[chosen[i]]]
         if with_days:
             n_days = 0
             day = np.int64(-1)
@@ -512,9 +657,28 @@ def _values(
                         squares[n_days] = squares[n_days - 1] + gap * gap
                     n_days += 1
                 ordinal[i] = n_days - 1
+        for c in range(stream_table[s, 8], stream_table[s, 9]):
+            code = scan_table[c, 0]
+            if code == DISTINCT:
+                _distinct(
+                    known, chosen[:n], times, ref, property_start, property_name, property_value, ends, rows,
+                    scan_table[c], items, out,
+                )  # fmt: skip
+            elif code in (DECAYED, DECAYED_VALUE):
+                _decayed(
+                    known, chosen[:n], times, value, ends, rows, scan_table[c, 1], scan_rates[c],
+                    code == DECAYED_VALUE, out,
+                )  # fmt: skip
+            else:
+                _trait(
+                    known, chosen[:n], times, property_start, property_name, property_value, property_number, ends,
+                    rows, scan_table[c], out,
+                )  # fmt: skip
         for g in range(stream_table[s, 0], stream_table[s, 1]):
             window = group_table[g, 0]
             with_histogram = group_table[g, 3] != 0
+            with_hour = group_table[g, 3] & 1
+            with_weekday = group_table[g, 3] >> 1
             if with_histogram:
                 histogram[:] = 0
             lo = 0
@@ -523,13 +687,15 @@ def _values(
                 end = ends[k]
                 while hi < n and times[hi] < end:
                     if with_histogram:
-                        histogram[hours[hi]] += 1
+                        histogram[hours[hi] % 24] += with_hour
+                        histogram[24 + hours[hi] // 24] += with_weekday
                     hi += 1
                 if window >= 0:
                     start = end - window
                     while lo < hi and times[lo] < start:
                         if with_histogram:
-                            histogram[hours[lo]] -= 1
+                            histogram[hours[lo] % 24] -= with_hour
+                            histogram[24 + hours[lo] // 24] -= with_weekday
                         lo += 1
                 count = hi - lo
                 row = rows[k]
@@ -552,7 +718,11 @@ def _values(
                             result = (end - times[lo]) / DAY_MICROS
                     elif code == DAYS:
                         result = float(ordinal[hi - 1] - ordinal[lo] + 1) if count > 0 else 0.0
-                    elif code == HISTOGRAM:
+                    elif code == WEEKDAYS:
+                        for b in range(7):
+                            out[row, column + b] = float(histogram[24 + b])
+                        continue
+                    elif code == HOURS:
                         bins = operation_table[o, 2]
                         width = 24 // bins
                         for b in range(bins):
@@ -582,6 +752,145 @@ def _values(
                         out[row, column] = result
                     else:
                         hidden[k, column - n_columns] = result
+
+
+@njit(nogil=True, error_model="numpy")
+def _distinct(
+    known: Any,
+    chosen: Any,
+    times: Any,
+    ref: Any,
+    start: Any,
+    name: Any,
+    value: Any,
+    ends: Any,
+    rows: Any,
+    scan: Any,
+    items: Any,
+    out: Any,
+) -> None:
+    """Number of different values in the window, at the ascending instants ``ends``.
+
+    A value enters with the first of its items in the window and leaves with the last: an item that enters is new if
+    the one before it of the same value lies before the window, one that leaves takes its value along if the one after
+    it lies behind the window.
+    """
+    what = scan[3]
+    slot, found, at, before, after = items[0], items[1], items[2], items[3], items[4]
+    m = 0
+    for i in range(len(chosen)):
+        e = known[chosen[i]]
+        if what == 0:
+            if ref[e] != 0:
+                found[m] = ref[e]
+                at[m] = times[i]
+                m += 1
+        else:
+            for p in range(start[e], start[e + 1]):
+                if name[p] == what and value[p] != 0:
+                    found[m] = value[p]
+                    at[m] = times[i]
+                    m += 1
+    size = 1
+    while size < 2 * m:
+        size *= 2
+    slot[:size] = -1
+    for i in range(m):
+        place = (found[i] ^ (found[i] >> 32)) & (size - 1)
+        while slot[place] >= 0 and found[slot[place]] != found[i]:
+            place = (place + 1) & (size - 1)
+        before[i] = slot[place]
+        if before[i] >= 0:
+            after[before[i]] = i
+        after[i] = m
+        slot[place] = i
+    window = scan[2]
+    lo = 0
+    hi = 0
+    count = 0
+    for k in range(len(ends)):
+        while hi < m and at[hi] < ends[k]:
+            count += before[hi] < lo
+            hi += 1
+        if window >= 0:
+            while lo < hi and at[lo] < ends[k] - window:
+                count -= after[lo] >= hi
+                lo += 1
+        out[rows[k], scan[1]] = float(count)
+
+
+@njit(nogil=True, error_model="numpy")
+def _decayed(
+    known: Any,
+    chosen: Any,
+    times: Any,
+    value: Any,
+    ends: Any,
+    rows: Any,
+    column: int,
+    rate: float,
+    of_value: bool,
+    out: Any,
+) -> None:
+    """Sum over the events of exp(-rate x age), weighted by their value if asked, at the ascending instants ``ends``.
+
+    Carried from event to event, not from instant to instant: so the bits depend on the events alone.
+    """
+    total = 0.0
+    hi = 0
+    for k in range(len(ends)):
+        while hi < len(chosen) and times[hi] < ends[k]:
+            if hi > 0:
+                total *= np.exp(-rate * (times[hi] - times[hi - 1]))
+            total += float(value[known[chosen[hi]]]) if of_value else 1.0
+            hi += 1
+        out[rows[k], column] = total * np.exp(-rate * (ends[k] - times[hi - 1])) if hi > 0 else 0.0
+
+
+@njit(nogil=True, error_model="numpy")
+def _trait(
+    known: Any,
+    chosen: Any,
+    times: Any,
+    start: Any,
+    name: Any,
+    value: Any,
+    number: Any,
+    ends: Any,
+    rows: Any,
+    scan: Any,
+    out: Any,
+) -> None:
+    """What was told last of a trait before each of the ascending instants ``ends``; null takes it back."""
+    told = np.int64(0)
+    told_number = np.nan
+    hi = 0
+    for k in range(len(ends)):
+        while hi < len(chosen) and times[hi] < ends[k]:
+            e = known[chosen[hi]]
+            for p in range(start[e], start[e + 1]):
+                if name[p] == scan[3]:
+                    told = value[p]
+                    told_number = number[p]
+            hi += 1
+        result = np.nan
+        if scan[0] == TRAIT_IS:
+            result = 1.0 if told == scan[4] else 0.0
+        elif told != 0 and scan[0] == TRAIT:
+            result = told_number
+        elif told != 0:
+            result = (ends[k] - _micros(told_number)) / DAY_MICROS
+        out[rows[k], scan[1]] = result
+
+
+@njit(nogil=True, error_model="numpy")
+def _micros(instant: float) -> float:
+    """Microseconds since 1970 of a number that is seconds, milliseconds or microseconds since 1970 (1973 to 5138)."""
+    if instant < 1e11:
+        return instant * 1e6
+    if instant < 1e14:
+        return instant * 1e3
+    return instant
 
 
 @njit(nogil=True, error_model="numpy")

@@ -12,22 +12,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from features.properties import value_text
 from features.vocabulary import (
     CHECKOUT_STARTED,
     EMAIL_BOUNCED,
     EMAIL_CLICKED,
+    EMAIL_COMPLAINED,
     EMAIL_OPENED,
     EMAIL_SENT,
+    IDENTIFY,
+    KINDS,
     ORDER_CANCELLED,
     ORDER_COMPLETED,
     PAGE,
     PRODUCT_ADDED,
     PRODUCT_VIEWED,
     SCREEN,
+    UNSUBSCRIBED,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +53,11 @@ Primitive = Literal[
     "rate",
     "trend",
     "hour_histogram",
+    "weekday_histogram",
+    "distinct",
+    "decayed",
+    "trait",
+    "trait_recency",
 ]
 
 #: Primitives whose value is undefined without enough events; the others are 0 or their prior.
@@ -56,7 +68,38 @@ NAN_WITHOUT: dict[str, str] = {
     "gap_mean": "fewer than 2 days with an event",
     "gap_std": "fewer than 3 days with an event",
     "overdue": "fewer than 2 days with an event",
+    "trait": "nothing told, or no number",
+    "trait_recency": "nothing told, or no instant",
 }
+
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition on a property: one of these values, or a number within bounds.
+
+    Parameters
+    ----------
+    name : str
+        The property; a path with dots inside objects and lists, such as ``products.category``. Of several values of
+        one event, one is enough.
+    values : tuple of (str, int, float or bool)
+        The property is one of them; ``1``, ``1.0`` and ``"1"`` are the same.
+    at_least, at_most : float, optional
+        The property as a number lies within.
+    """
+
+    name: str
+    values: tuple[str | float | bool, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not (self.values or self.at_least is not None or self.at_most is not None):
+            raise ValueError(f"condition on property {self.name!r} asks nothing; name values, at_least or at_most")
+        if self.values and not (self.at_least is None and self.at_most is None):
+            raise ValueError(f"condition on property {self.name!r} has values and bounds; write two conditions")
 
 
 @dataclass(frozen=True)
@@ -68,23 +111,74 @@ class Stream:
     name : str
         For people.
     kinds : tuple of str
-        Event names.
+        Event names of the vocabulary (``features/vocabulary.py``).
     human_only : bool
         Of opens and clicks, only those by a person (probability ≥ ½), the first per send. Other kinds are not touched.
     answers_within_hours : int, optional
         An event counts only as the first answer to its send: a mail with the same ``ref`` was sent before it, at most
         this long, and no other event of the stream answered that mail earlier. Its hour is then the hour of the send.
+    where : tuple of Where
+        Conditions on the events' properties, all of which must hold.
+    custom_kinds : tuple of str
+        Event names of your own, outside the vocabulary.
+
+    Raises
+    ------
+    ValueError
+        If a name in ``kinds`` is not in the vocabulary.
     """
 
     name: str
     kinds: tuple[str, ...]
     human_only: bool = False
     answers_within_hours: int | None = None
+    where: tuple[Where, ...] = ()
+    custom_kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                near = get_close_matches(kind, KINDS, 1)
+                raise ValueError(
+                    f"stream {self.name!r} looks at events {kind!r}, which the vocabulary does not know; "
+                    + (f"did you mean {near[0]!r}? " if near else "")
+                    + "Put the name of an event of your own into custom_kinds"
+                )
+        if not self.every_kind:
+            raise ValueError(f"stream {self.name!r} looks at no event; name at least one kind")
+
+    @property
+    def every_kind(self) -> tuple[str, ...]:
+        """All event names, sorted."""
+        return tuple(sorted({*self.kinds, *self.custom_kinds}))
+
+    @property
+    def says(self) -> str:
+        """The definition in one line, for documentation."""
+        said = " | ".join((*self.kinds, *self.custom_kinds))
+        if self.human_only:
+            said += ", by a person"
+        if self.answers_within_hours:
+            said += f", answering a mail within {self.answers_within_hours} h"
+        for where in self.where:
+            if where.values:
+                said += f", {where.name} in ({', '.join(map(str, where.values))})"
+            else:
+                low = "" if where.at_least is None else f"{where.at_least:g} ≤ "
+                high = "" if where.at_most is None else f" ≤ {where.at_most:g}"
+                said += f", {low}{where.name}{high}"
+        return said
 
 
 @dataclass(frozen=True)
 class FeatureView:
-    """One measured thing, over one or several windows."""
+    """One measured thing, over one or several windows.
+
+    Raises
+    ------
+    ValueError
+        If the definition does not make sense; the message names the view, the value and what to write instead.
+    """
 
     name: str
     primitive: Primitive
@@ -102,6 +196,12 @@ class FeatureView:
     prior_strength: float = 0.0
     #: Number of bins of an hour histogram; divides 24.
     bins: int = 24
+    #: What different things are counted by (``ref`` or a property), the trait's name, or for a decayed sum ``value``.
+    of: str = ""
+    #: A trait as one column (1 or 0) for each of these values, instead of its number.
+    values: tuple[str | float | bool, ...] = ()
+    #: After so many days an event counts half in a decayed count.
+    half_life_days: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.windows or any(days is not None and days < 1 for days in self.windows):
@@ -110,25 +210,68 @@ class FeatureView:
             raise ValueError(f"rate {self.name!r} needs `over` and a prior_strength above 0, so that 0/0 has a value")
         if self.primitive == "trend" and None in self.windows:
             raise ValueError(f"trend {self.name!r} compares a window with the one before; everything has none before")
-        if self.primitive == "hour_histogram" and (24 % self.bins or len(self.windows) != 1):
-            raise ValueError(f"histogram {self.name!r} needs a number of bins that divides 24, and one window")
+        if self.primitive == "hour_histogram" and 24 % self.bins:
+            raise ValueError(f"histogram {self.name!r} has {self.bins} bins; name a number that divides 24")
+        if self.primitive in ("hour_histogram", "weekday_histogram") and len(self.windows) != 1:
+            raise ValueError(f"histogram {self.name!r} has windows {self.windows}; a histogram takes one")
+        if self.primitive in ("decayed", "trait", "trait_recency") and self.windows != (None,):
+            raise ValueError(f"{self.primitive} {self.name!r} has windows {self.windows}; it takes (None,), everything")
+        if self.primitive == "decayed" and not self.half_life_days > 0:
+            raise ValueError(f"decayed {self.name!r} has half_life_days {self.half_life_days}; name a number above 0")
+        if self.primitive == "decayed" and self.of not in ("", "value"):
+            raise ValueError(f"decayed {self.name!r} is of {self.of!r}; write of='value' for money, or nothing")
+        if self.primitive in ("distinct", "trait", "trait_recency") and not self.of:
+            raise ValueError(
+                f"{self.primitive} {self.name!r} does not say of what; write of='<ref, property or trait>'"
+            )
+        if self.values and self.primitive != "trait":
+            raise ValueError(f"{self.primitive} {self.name!r} has values; only a trait is spread over columns")
 
     @property
     def null_rule(self) -> str:
         """What the columns hold for a contact without events."""
         if self.primitive == "rate":
             return f"{self.prior_mean:g} (the prior) without a {self.over.name if self.over else 'trial'}"
+        if self.primitive == "trait" and self.values:
+            return "0 where another value, or none, was told"
         if self.primitive in NAN_WITHOUT:
             return f"missing with {NAN_WITHOUT[self.primitive]}"
         return "0 without events"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns, in order: ``<name>_<days>d``, or ``<name>_<first hour>`` of a histogram's bins."""
+        """Names of the columns, in order.
+
+        ``<name>_<days>d``, or ``<name>_ever`` beside other windows; of a histogram ``<name>_<first hour or day>``, of
+        a spread trait ``<name>_<value>``.
+        """
         if self.primitive == "hour_histogram":
             return tuple(f"{self.name}_{hour:02d}" for hour in range(0, 24, 24 // self.bins))
+        if self.primitive == "weekday_histogram":
+            return tuple(f"{self.name}_{day}" for day in WEEKDAYS)
+        if self.values:
+            return tuple(f"{self.name}_{_slug(value)}" for value in self.values)
         ever = self.name if len(self.windows) == 1 else f"{self.name}_ever"
         return tuple(ever if days is None else f"{self.name}_{days}d" for days in self.windows)
+
+    def definition_of(self, column: int) -> str:
+        """What column number ``column`` of the view measures, in one line."""
+        several = self.primitive in ("hour_histogram", "weekday_histogram") or bool(self.values)
+        days = self.windows[0 if several else column]
+        said = f"{self.primitive}({self.stream.says})"
+        if self.of:
+            said = f"{self.primitive} of {self.of} ({self.stream.says})"
+        if self.over is not None:
+            said += f" / count({self.over.says}), prior {self.prior_mean:g} x {self.prior_strength:g}"
+        if self.half_life_days:
+            said += f", half-life {self.half_life_days:g} d"
+        if self.values:
+            said += f" = {self.values[column]}"
+        return said + (", ever" if days is None else f", last {days} d")
+
+
+def _slug(value: str | float | bool) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in (value_text(value) or "")).split()).lower()
 
 
 # --- What we look at ---------------------------------------------------------------------------------------------
@@ -143,6 +286,8 @@ PAGES = Stream("page or screen seen", (PAGE, SCREEN))
 PRODUCTS = Stream("product viewed", (PRODUCT_VIEWED,))
 CART = Stream("product put into the cart", (PRODUCT_ADDED,))
 CHECKOUTS = Stream("checkout begun", (CHECKOUT_STARTED,))
+TRAITS = Stream("traits told", (IDENTIFY,))
+REFUSALS = Stream("unsubscribed or complained", (UNSUBSCRIBED, EMAIL_COMPLAINED))
 ACTIVE = Stream(
     "anything a person did",
     (EMAIL_OPENED, EMAIL_CLICKED, ORDER_COMPLETED, PAGE, SCREEN, PRODUCT_VIEWED, PRODUCT_ADDED, CHECKOUT_STARTED),
@@ -165,8 +310,16 @@ _DEFAULT = (
     FeatureView("days_known", "first_seen", ACTIVE, EVER, "recency", "days", "Time since the first sign of life."),
     FeatureView("orders", "count", ORDERS, (7, 30, 90, 180, 365, None), "frequency", "orders", "Orders placed."),
     FeatureView("order_days", "days", ORDERS, (90, 365, None), "frequency", "days", "Days (UTC) with an order."),
+    FeatureView(
+        "orders_decayed", "decayed", ORDERS, EVER, "frequency", "orders", "Orders, an old one counting less.",
+        half_life_days=90,
+    ),
     FeatureView("orders_trend", "trend", ORDERS, (30, 90), "frequency", "orders", "Orders, less the window before."),
     FeatureView("revenue", "sum", ORDERS, (30, 90, 365, None), "monetary", "minor units", "Money of the orders."),
+    FeatureView(
+        "revenue_decayed", "decayed", ORDERS, EVER, "monetary", "minor units", "Money, old money counting less.",
+        of="value", half_life_days=90,
+    ),
     FeatureView("order_value", "mean", ORDERS, (365, None), "monetary", "minor units", "Money per order."),
     FeatureView("order_gap", "gap_mean", ORDERS, EVER, "regularity", "days", "Usual time between days with an order."),
     FeatureView("order_gap_std", "gap_std", ORDERS, EVER, "regularity", "days", "How much that time varies (sample)."),
@@ -189,16 +342,39 @@ _DEFAULT = (
     FeatureView("days_since_open", "recency", OPENS, EVER, "email", "days", "Time since a person last opened."),
     FeatureView("days_since_click", "recency", CLICKS, EVER, "email", "days", "Time since a person last clicked."),
     FeatureView("recent_sends", "count", SENDS, (1, 7), "fatigue", "mails", "Mails of the last days."),
+    FeatureView("sends_trend", "trend", SENDS, (7,), "fatigue", "mails", "Mails less those of the week before."),
+    FeatureView("refusals", "count", REFUSALS, EVER, "fatigue", "events", "Unsubscribes and complaints."),
+    FeatureView(
+        "clicks_decayed", "decayed", CLICKS, EVER, "email", "mails", "Clicks, an old one counting less.",
+        half_life_days=30,
+    ),
     FeatureView("pages", "count", PAGES, (1, 7, 30), "web", "views", "Pages or screens seen."),
     FeatureView("page_days", "days", PAGES, (30,), "web", "days", "Days (UTC) with a page seen."),
     FeatureView("pages_trend", "trend", PAGES, (7,), "web", "views", "Pages less those of the week before."),
     FeatureView("product_views", "count", PRODUCTS, (1, 7, 30), "web", "views", "Products looked at."),
+    FeatureView(
+        "products_seen", "distinct", PRODUCTS, (30,), "web", "products", "Different products looked at.", of="ref"
+    ),
+    FeatureView(
+        "activity_decayed", "decayed", ACTIVE, EVER, "web", "events", "Signs of life, an old one counting less.",
+        half_life_days=14,
+    ),
     FeatureView("days_since_page", "recency", PAGES, EVER, "web", "days", "Time since the last page."),
     FeatureView("days_since_product", "recency", PRODUCTS, EVER, "web", "days", "Time since a product was looked at."),
     FeatureView("cart_adds", "count", CART, (1, 7, 30), "cart", "events", "Products put into the cart."),
     FeatureView("checkouts", "count", CHECKOUTS, (7,), "cart", "events", "Checkouts begun."),
     FeatureView("days_since_cart", "recency", CART, EVER, "cart", "days", "Time since a product went into the cart."),
     FeatureView("active_hour", "hour_histogram", ACTIVE, (365,), "hours", "events", "Life by local hour.", bins=8),
+    FeatureView(
+        "active_day", "weekday_histogram", ACTIVE, (365,), "hours", "events", "Life by local day of the week."
+    ),
+    FeatureView(
+        "days_since_created", "trait_recency", TRAITS, EVER, "traits", "days",
+        "Age of the account, by the trait `createdAt` that programs tell.", of="createdAt",
+    ),
+    FeatureView("age", "trait", TRAITS, EVER, "traits", "years", "The trait `age`.", of="age"),
+    FeatureView("days_since_told", "recency", TRAITS, EVER, "traits", "days", "Time since traits were last told."),
+    FeatureView("products_carted", "distinct", CART, (7,), "cart", "products", "Different products carted.", of="ref"),
 )  # fmt: skip
 
 _SEND_HOUR = (
@@ -265,6 +441,18 @@ class ViewSet:
 
         return compile_views(self)
 
+    @cached_property
+    def needs_properties(self) -> bool:
+        """Whether a view looks at properties of other events than Identify, which readers leave out otherwise."""
+        reads = ("trait", "trait_recency")
+        return any(
+            stream.every_kind != (IDENTIFY,)
+            and (stream.where or view.primitive in reads or (view.primitive == "distinct" and view.of != "ref"))
+            for view in self.views
+            for stream in (view.stream, view.over)
+            if stream is not None
+        )
+
     def describe(self) -> list[dict[str, str]]:
         """One row per column for documentation: what it measures, of what, its unit and its null rule."""
         return [
@@ -274,20 +462,81 @@ class ViewSet:
                 "family": view.family,
                 "primitive": view.primitive,
                 "stream": view.stream.name,
+                "definition": view.definition_of(number),
                 "unit": view.unit,
                 "null_rule": view.null_rule,
                 "owner": view.owner,
                 "description": view.description,
             }
             for view in self.views
-            for column in view.columns
+            for number, column in enumerate(view.columns)
         ]
+
+    def definition(self) -> dict[str, Any]:
+        """The set as JSON holds it: all that `from_definition` needs, whatever this file says by then."""
+        return {"name": self.name, "semantics": SEMANTICS, "views": [asdict(view) for view in self.views]}
+
+    @classmethod
+    def from_definition(cls, definition: Mapping[str, Any]) -> ViewSet:
+        """The set that ``definition()`` described, with the same version.
+
+        Raises
+        ------
+        ValueError
+            If the definition was written under another meaning of the primitives, or is none.
+        """
+        try:
+            name, semantics, written = definition["name"], definition["semantics"], definition["views"]
+            if semantics != SEMANTICS:
+                raise ValueError(
+                    f"view set {name!r} was declared under semantics {semantics}, this program computes semantics "
+                    f"{SEMANTICS}; train the model again"
+                )
+            return cls(str(name), tuple(_view(view) for view in written))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"this is no definition of a view set ({error!r}); it has name, semantics, views"
+            ) from None
+
+
+def _view(written: Mapping[str, Any]) -> FeatureView:
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+    def stream(of: Mapping[str, Any] | None) -> Stream | None:
+        if of is None:
+            return None
+        fields = {name: tuples(value) for name, value in of.items() if name != "where"}
+        kinds = (*fields["kinds"], *fields["custom_kinds"])
+        where = tuple(Where(**{name: tuples(value) for name, value in one.items()}) for one in of["where"])
+        return Stream(
+            **{
+                **fields,
+                "kinds": tuple(kind for kind in kinds if kind in KINDS),
+                "custom_kinds": tuple(kind for kind in kinds if kind not in KINDS),
+                "where": where,
+            }
+        )
+
+    values = {name: tuples(value) for name, value in written.items() if name not in ("stream", "over")}
+    return FeatureView(**values, stream=stream(written["stream"]), over=stream(written["over"]))  # type: ignore[arg-type]
 
 
 def _definition(view: FeatureView) -> dict[str, Any]:
-    def stream(of: Stream | None) -> list[Any] | None:
-        return None if of is None else [sorted(of.kinds), of.human_only, of.answers_within_hours]
+    def where(one: Where) -> list[Any]:
+        return [one.name, sorted(value_text(value) or "" for value in one.values), one.at_least, one.at_most]
 
+    def stream(of: Stream | None) -> list[Any] | None:
+        if of is None:
+            return None
+        plain = [list(of.every_kind), of.human_only, of.answers_within_hours]
+        return [*plain, sorted(map(where, of.where), key=str)] if of.where else plain
+
+    told = {
+        "of": view.of,
+        "values": [value_text(value) for value in view.values],
+        "half_life_days": view.half_life_days,
+    }
     return {
         "columns": view.columns,
         "primitive": view.primitive,
@@ -296,6 +545,7 @@ def _definition(view: FeatureView) -> dict[str, Any]:
         "windows": view.windows,
         "prior": [view.prior_mean, view.prior_strength],
         "bins": view.bins if view.primitive == "hour_histogram" else None,
+        **{name: value for name, value in told.items() if value},
     }
 
 

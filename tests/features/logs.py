@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from features.events import COLUMN_TYPES, DAY_MICROS, EventColumns, KindCodes
+from features.properties import PropertyColumns
 from features.vocabulary import ORDER_COMPLETED
 
 #: Day 0 of the examples: a midnight UTC.
@@ -24,6 +26,7 @@ class Event(NamedTuple):
     human_ppm: int
     is_repeat: bool
     ref: int
+    properties: dict[str, Any] | None = None
 
 
 def columns_of(events: Sequence[Event]) -> EventColumns:
@@ -35,7 +38,9 @@ def columns_of(events: Sequence[Event]) -> EventColumns:
         for name, dtype in COLUMN_TYPES.items()
         if name not in ("kind", "seq")
     }
-    return EventColumns(**arrays, kind=kind, seq=np.arange(len(events)), kinds=codes.kinds).sorted()
+    properties = PropertyColumns.parse([event.properties and json.dumps(event.properties) for event in events])
+    seq = np.arange(len(events))
+    return EventColumns(**arrays, kind=kind, seq=seq, kinds=codes.kinds, properties=properties).sorted()
 
 
 def order(day: float, value: int = 1000, key: int = 1, ref: int = 0) -> Event:

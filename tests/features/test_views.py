@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
-from features.views import DEFAULT_VIEWS, EVER, ORDERS, SEND_HOUR_VIEWS, SENDS, VIEW_SETS, FeatureView, Stream, ViewSet
+from features.views import (
+    DEFAULT_VIEWS,
+    EVER,
+    ORDERS,
+    SEMANTICS,
+    SEND_HOUR_VIEWS,
+    SENDS,
+    TRAITS,
+    VIEW_SETS,
+    FeatureView,
+    Stream,
+    ViewSet,
+    Where,
+)
 
 
 def orders(**changes: object) -> FeatureView:
@@ -15,12 +29,13 @@ def orders(**changes: object) -> FeatureView:
 
 
 def test_the_default_set_has_its_families():
-    """At least forty columns, and none of the families the models lean on is missing."""
+    """At least eighty columns, and none of the families the models lean on is missing."""
     families = {row["family"] for row in DEFAULT_VIEWS.describe()}
 
-    assert len(DEFAULT_VIEWS.names) >= 40
+    assert len(DEFAULT_VIEWS.names) >= 80
     assert families == {
         "recency", "frequency", "monetary", "regularity", "email", "fatigue", "web", "cart", "hours", "cancellations",
+        "traits",
     }  # fmt: skip
 
 
@@ -51,8 +66,9 @@ def test_the_program_fills_every_column_once(views: ViewSet):
         if column < program.n_columns
     ]
     derived = program.derived_table[:, 1].tolist()
+    scanned = program.scan_table[:, 1].tolist()
 
-    assert sorted(direct + derived) == list(range(len(views.names)))
+    assert sorted(direct + derived + scanned) == list(range(len(views.names)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +76,9 @@ def test_the_program_fills_every_column_once(views: ViewSet):
     [
         {"windows": (31,)},
         {"primitive": "days"},
-        {"stream": Stream("order", ("Order Placed",))},
+        {"stream": Stream("order", ("Order Refunded",))},
+        {"stream": Stream("order", ORDERS.kinds, custom_kinds=("Order Placed",))},
+        {"stream": Stream("order", ORDERS.kinds, where=(Where("category", ("shoes",)),))},
         {"stream": Stream("order", ORDERS.kinds, human_only=True)},
         {"name": "purchases"},
     ],
@@ -76,6 +94,13 @@ def test_words_for_people_do_not_change_the_version():
     reworded = orders(description="How often they bought.", owner="ada", family="f", unit="pieces")
 
     assert ViewSet("a", (orders(),)).version == ViewSet("b", (reworded,)).version
+
+
+def test_a_version_is_the_same_in_every_release():
+    """It is written into models and files: a change of the canonical form would orphan them all."""
+    tiny = ViewSet("tiny", (FeatureView("orders", "count", ORDERS, (30, None), "f", "u", "d"),))
+
+    assert tiny.version == "e25584fe47da7969"
 
 
 def test_the_order_of_columns_is_part_of_the_version():
@@ -94,7 +119,13 @@ def test_the_order_of_columns_is_part_of_the_version():
         ({"primitive": "rate", "over": SENDS}, "prior_strength"),
         ({"primitive": "trend", "windows": EVER}, "none before"),
         ({"primitive": "hour_histogram", "bins": 7}, "divides 24"),
-        ({"primitive": "hour_histogram", "windows": (7, 30)}, "one window"),
+        ({"primitive": "hour_histogram", "windows": (7, 30)}, "takes one"),
+        ({"primitive": "decayed", "half_life_days": 7}, "it takes .None,."),
+        ({"primitive": "decayed", "windows": EVER}, "half_life_days 0.0; name a number above 0"),
+        ({"primitive": "decayed", "windows": EVER, "half_life_days": 7, "of": "price"}, "of='value'"),
+        ({"primitive": "distinct"}, "does not say of what"),
+        ({"primitive": "trait", "windows": EVER}, "does not say of what"),
+        ({"values": ("gold",)}, "only a trait"),
     ],
     ids=str,
 )
@@ -110,3 +141,73 @@ def test_two_columns_never_share_a_name():
         ViewSet("a", (orders(), orders(primitive="days")))
     with pytest.raises(ValueError, match="measures already"):
         _ = ViewSet("a", (orders(), orders(name="again"))).program
+
+
+def test_an_unknown_event_is_refused_when_the_view_is_declared():
+    """A typing error must not become a column of zeros; an event of one's own is named as such."""
+    with pytest.raises(ValueError, match=r"'Order Complete', which .* did you mean 'Order Completed'\?"):
+        Stream("orders", ("Order Complete",))
+    with pytest.raises(ValueError, match="custom_kinds"):
+        Stream("sofas", ("Sofa Tested",))
+    with pytest.raises(ValueError, match="looks at no event"):
+        Stream("nothing", ())
+
+    assert Stream("sofas", (), custom_kinds=("Sofa Tested",)).every_kind == ("Sofa Tested",)
+
+
+def test_a_condition_that_asks_nothing_is_refused():
+    """Nor one that asks two things."""
+    with pytest.raises(ValueError, match="asks nothing"):
+        Where("category")
+    with pytest.raises(ValueError, match="write two conditions"):
+        Where("price", (3,), at_least=1)
+
+
+EVERYTHING = ViewSet(
+    "everything",
+    (
+        orders(stream=Stream("shoes", ("Order Completed",), where=(Where("category", ("shoes", 7)),))),
+        orders(name="sofas", stream=Stream("sofas", ("Page",), custom_kinds=("Sofa Tested",))),
+        orders(name="price", primitive="distinct", of="price", windows=(7, None)),
+        FeatureView("tier", "trait", TRAITS, EVER, "f", "u", "d", of="tier", values=("Gold plus", True, 2)),
+        FeatureView("faded", "decayed", ORDERS, EVER, "f", "u", "d", half_life_days=2.5),
+    ),
+)
+
+
+@pytest.mark.parametrize("views", [*VIEW_SETS.values(), EVERYTHING], ids=lambda views: views.name)
+def test_a_set_is_restored_from_its_definition(views: ViewSet):
+    """Through JSON, with the same version, columns and words for people."""
+    restored = ViewSet.from_definition(json.loads(json.dumps(views.definition())))
+
+    assert (restored.version, restored.names) == (views.version, views.names)
+    assert restored.describe() == views.describe()
+
+
+def test_a_definition_under_other_semantics_is_refused():
+    """Or none at all."""
+    with pytest.raises(ValueError, match=f"semantics {SEMANTICS}; train the model again"):
+        ViewSet.from_definition(DEFAULT_VIEWS.definition() | {"semantics": SEMANTICS + 1})
+    with pytest.raises(ValueError, match="no definition of a view set"):
+        ViewSet.from_definition({"columns": []})
+
+
+def test_a_kind_that_left_the_vocabulary_is_still_looked_at():
+    """An old model's set outlives the vocabulary it was declared in."""
+    old = json.loads(json.dumps(EVERYTHING.definition()))
+    old["views"][1]["stream"] |= {"kinds": ["Page", "Sofa Tested"], "custom_kinds": []}
+
+    assert ViewSet.from_definition(old).version == EVERYTHING.version
+
+
+def test_only_sets_that_look_at_properties_ask_for_them():
+    """Traits are always read; other properties cost time."""
+    assert not DEFAULT_VIEWS.needs_properties
+    assert not SEND_HOUR_VIEWS.needs_properties
+    assert EVERYTHING.needs_properties
+    assert not ViewSet("traits", (FeatureView("age", "trait", TRAITS, EVER, "f", "u", "d", of="age"),)).needs_properties
+
+
+def test_a_spread_trait_names_a_column_for_each_value():
+    """In words that a data frame takes."""
+    assert EVERYTHING.names[-4:] == ("tier_gold_plus", "tier_true", "tier_2", "faded")
