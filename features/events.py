@@ -588,6 +588,25 @@ def head(session: Session) -> int:
     return current(session, "event_seq")
 
 
+_POSITIONS = select(CounterRow.name, CounterRow.value).where(CounterRow.name.in_(("event_seq", "event_rewrites")))
+
+
+def positions(session: Session) -> tuple[int, int]:
+    """Place of the newest event, and how often rows were taken out of the log or moved within it."""
+    counters: dict[str, int] = dict(_rows(session, _POSITIONS, {}))
+    return int(counters.get("event_seq", 0)), int(counters.get("event_rewrites", 0))
+
+
+_CONTACTS_AFTER = (
+    select(_EVENT.c.contact_key).where(_EVENT.c.seq > bindparam("after"), _EVENT.c.seq <= bindparam("upto")).distinct()
+)
+
+
+def contacts_after(session: Session, seq: int, upto: int) -> list[int]:
+    """Contacts of the events after place ``seq`` up to place ``upto``."""
+    return [key for (key,) in _rows(session, _CONTACTS_AFTER, {"after": seq, "upto": upto})]
+
+
 def _columns(rows: Sequence[Any], with_properties: bool = True) -> EventColumns:
     if not rows:
         return EventColumns.empty()
