@@ -93,7 +93,7 @@ class Program:
     tables_of_kinds: dict[tuple[str, ...], tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def kind_tables(self, kinds: tuple[str, ...]) -> tuple[Any, ...]:
-        """Stream bits per kind code (for people, for machines), and whether the kind is a send."""
+        """Per kind code: stream bits for people and for machines, the streams' numbers up to a -1, whether it is a send."""
         tables = self.tables_of_kinds.get(kinds)
         if tables is None:
             human = np.zeros(len(kinds), dtype=np.uint64)
@@ -104,7 +104,14 @@ class Program:
                         human[code] |= np.uint64(1 << bit)
                         if not (stream.human_only and kind in (EMAIL_OPENED, EMAIL_CLICKED)):
                             machine[code] |= np.uint64(1 << bit)
-            tables = (human, machine, np.array([kind == EMAIL_SENT for kind in kinds], dtype=bool))
+            members = [
+                [s for s in range(len(self.streams)) if human[code] >> np.uint64(s) & np.uint64(1)]
+                for code in range(len(kinds))
+            ]
+            streams = np.full((len(kinds), max(map(len, members), default=0) + 1), -1, dtype=np.int64)
+            for code, numbers in enumerate(members):
+                streams[code, : len(numbers)] = numbers
+            tables = (human, machine, streams, np.array([kind == EMAIL_SENT for kind in kinds], dtype=bool))
             if len(self.tables_of_kinds) >= 256:  # custom names come in endless combinations
                 self.tables_of_kinds.clear()
             self.tables_of_kinds[kinds] = tables
@@ -273,7 +280,7 @@ def sweep(
     if not len(contacts):
         return out
     order = _order(contacts, instants)
-    human, machine, is_send = program.kind_tables(columns.kinds)
+    human, machine, streams_of, is_send = program.kind_tables(columns.kinds)
     properties = columns.properties
     if program.needs_properties and len(columns) and not (properties is not None and properties.is_complete):
         raise ValueError(
@@ -298,6 +305,7 @@ def sweep(
         properties.number,
         human,
         machine,
+        streams_of,
         is_send,
         contacts,
         instants,
@@ -355,6 +363,7 @@ def _kernel() -> Any:
         array(t.float64),  # property_number
         array(t.uint64),  # human
         array(t.uint64),  # machine
+        array(t.int64, 2),  # streams_of
         array(t.boolean),  # is_send
         array(t.int64),  # contacts
         array(t.int64),  # instants
@@ -395,6 +404,7 @@ def _sweep(
     property_number: Any,
     human: Any,
     machine: Any,
+    streams_of: Any,
     is_send: Any,
     contacts: Any,
     instants: Any,
@@ -418,7 +428,9 @@ def _sweep(
     known = np.empty(capacity, np.int64)
     mask = np.empty(capacity, np.uint64)
     send_hour = np.empty(capacity, np.int16)
-    scratch = np.empty((7, capacity + 1), np.int64)
+    scratch = np.empty((6, capacity + 1), np.int64)
+    members = np.empty((len(stream_table), capacity), np.int64)
+    counts = np.empty(len(stream_table), np.int64)
     histogram = np.zeros(HISTOGRAM_BINS, np.int64)
     items = np.empty((5, 4 * capacity), np.int64)  # different things: a hash table and lists for `_distinct`
     asked = 16  # instants of one contact
@@ -463,7 +475,8 @@ def _sweep(
             known = np.empty(capacity, np.int64)
             mask = np.empty(capacity, np.uint64)
             send_hour = np.empty(capacity, np.int16)
-            scratch = np.empty((7, capacity + 1), np.int64)
+            scratch = np.empty((6, capacity + 1), np.int64)
+            members = np.empty((len(stream_table), capacity), np.int64)
         most_items = end - begin + property_start[end] - property_start[begin]
         if 4 * most_items > items.shape[1]:
             items = np.empty((5, 8 * most_items), np.int64)
@@ -481,10 +494,11 @@ def _sweep(
                 property_start, property_name, property_value, property_number, stream_table, where_table,
                 where_values, where_bounds, mask, send_hour,
             )  # fmt: skip
+            _enlist(known[:n], kind, mask, streams_of, members, counts)
             _values(
                 known[:n], occurred_at, value_minor, hour_of_week, ref, property_start, property_name, property_value,
-                property_number, mask, send_hour, ends[a:z], rows[a:z], stream_table, group_table, operation_table,
-                scan_table, scan_rates, scratch, histogram, items, out, hidden,
+                property_number, members, counts, send_hour, ends[a:z], rows[a:z], stream_table, group_table,
+                operation_table, scan_table, scan_rates, scratch, histogram, items, out, hidden,
             )  # fmt: skip
             _derive(rows[a:z], derived_table, derived_priors, out, hidden)
         begin = end
@@ -574,6 +588,23 @@ def _assign(
 
 
 @njit(nogil=True, error_model="numpy")
+def _enlist(known: Any, kind: Any, mask: Any, streams_of: Any, members: Any, counts: Any) -> None:
+    """The known events of each stream, in their order: an event is looked at for the few streams of its kind."""
+    counts[:] = 0
+    for i in range(len(known)):
+        bits = mask[i]
+        if bits == 0:
+            continue
+        code = kind[known[i]]
+        p = 0
+        while streams_of[code, p] >= 0:
+            s = streams_of[code, p]
+            members[s, counts[s]] = i  # without a branch: an event outside the stream is overwritten by the next
+            counts[s] += np.int64((bits >> np.uint64(s)) & np.uint64(1))
+            p += 1
+
+
+@njit(nogil=True, error_model="numpy")
 def _holds(
     event: int, start: Any, name: Any, value: Any, number: Any, where: Any, where_values: Any, bounds: Any
 ) -> bool:
@@ -602,7 +633,8 @@ def _values(
     property_name: Any,
     property_value: Any,
     property_number: Any,
-    mask: Any,
+    members: Any,
+    counts: Any,
     send_hour: Any,
     ends: Any,
     rows: Any,
@@ -625,18 +657,15 @@ def _values(
     ordinal = scratch[3]  # of the event's UTC day among the stream's days with an event
     starts = scratch[4]  # minute of the first event of each such day
     squares = scratch[5]  # prefix sums of the squared minutes between those
-    chosen = scratch[6]  # the stream's events among the known ones
     for s in range(len(stream_table)):
-        bit = np.uint64(1) << np.uint64(s)
+        chosen = members[s]
         with_values = stream_table[s, 2] != 0
         with_days = stream_table[s, 3] != 0
         with_hours = stream_table[s, 4] != 0
         answers = stream_table[s, 5] != 0
-        n = 0
-        for i in range(len(known)):  # without a branch: an event outside the stream is overwritten by the next
-            chosen[n] = i
-            times[n] = time[known[i]]
-            n += (mask[i] & bit) != 0
+        n = counts[s]
+        for i in range(n):
+            times[i] = time[known[chosen[i]]]
         if with_values:
             sums[0] = 0
             for i in range(n):

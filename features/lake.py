@@ -151,6 +151,11 @@ class Lake:
         """Events in the lake."""
         return self._manifest().rows
 
+    @property
+    def erased(self) -> frozenset[int]:
+        """Contacts that were erased from the lake; nothing of theirs comes in again."""
+        return self._manifest().erased
+
     def bucket_of(self, contact_keys: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Bucket number, 0 to ``buckets`` - 1, of each contact.
 
@@ -446,8 +451,7 @@ def _to_parquet(events: EventColumns) -> bytes:
     pq.write_table(
         pa.table(columns),
         sink,
-        compression="zstd",
-        compression_level=1,
+        compression="lz4",  # a fourth larger than zstd, read in half the time
         use_dictionary=["kind", *(f"{of}.list.element.{part}" for of in (TRAITS, PROPERTIES) for part in _PART_NAMES)],
         write_statistics=False,
     )
