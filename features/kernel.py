@@ -71,7 +71,7 @@ class Program:
     #: Per stream: first group, end of groups, needs values, needs days, needs hours, answers within µs (0: any event),
     #: first condition, end of conditions, first scan, end of scans.
     stream_table: npt.NDArray[np.int64]
-    #: Per group: window in µs (-1: everything), first operation, end of operations, has hours + 2 x has weekdays.
+    #: Per group: window in µs (-1: everything), first operation, end of operations, has a histogram.
     group_table: npt.NDArray[np.int64]
     #: Per operation: code, column, bins. Columns from ``n_columns`` on are kept aside for what is derived.
     operation_table: npt.NDArray[np.int64]
@@ -93,7 +93,7 @@ class Program:
     tables_of_kinds: dict[tuple[str, ...], tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def kind_tables(self, kinds: tuple[str, ...]) -> tuple[Any, ...]:
-        """Per kind code: stream bits for people and for machines, the streams' numbers up to a -1, whether it is a send."""
+        """Per kind code: stream bits for people and for machines, numbers of its streams up to a -1, is it a send."""
         tables = self.tables_of_kinds.get(kinds)
         if tables is None:
             human = np.zeros(len(kinds), dtype=np.uint64)
@@ -185,9 +185,7 @@ def compile_views(view_set: ViewSet) -> Program:
             first_operation = len(operation_rows)
             operation_rows += [[code, out, bins] for (_, _, code, bins), out in mine]
             histograms = {code for (_, _, code, _), _ in mine} & _NEEDS_HOURS
-            group_rows.append(
-                [micros, first_operation, len(operation_rows), (HOURS in histograms) + 2 * (WEEKDAYS in histograms)]
-            )
+            group_rows.append([micros, first_operation, len(operation_rows), int(bool(histograms))])
         for (of, micros, code, what, text, half_life_days), out in scans.items():
             if of == stream:
                 scan_rows.append([code, out, micros, 0 if what == "ref" else hash_ref(what), hash_ref(text)])
@@ -436,6 +434,8 @@ def _sweep(
     asked = 16  # instants of one contact
     ends = np.empty(asked, np.int64)
     rows = np.empty(asked, np.int64)
+    before = np.empty(asked, np.int64)
+    lows = np.empty(asked, np.int64)
     hidden = np.empty((asked, n_hidden), np.float64)
 
     begin = 0
@@ -450,6 +450,8 @@ def _sweep(
             asked = 2 * n_asked
             ends = np.empty(asked, np.int64)
             rows = np.empty(asked, np.int64)
+            before = np.empty(asked, np.int64)
+            lows = np.empty(asked, np.int64)
             hidden = np.empty((asked, n_hidden), np.float64)
         for k in range(n_asked):
             rows[k] = order[first + k]
@@ -490,15 +492,15 @@ def _sweep(
                     known[n] = i
                     n += 1
             _assign(
-                known[:n], occurred_at, kind, hour_of_week, human_ppm, is_repeat, ref, human, machine, is_send,
+                begin, known, n, occurred_at, kind, hour_of_week, human_ppm, is_repeat, ref, human, machine, is_send,
                 property_start, property_name, property_value, property_number, stream_table, where_table,
                 where_values, where_bounds, mask, send_hour,
             )  # fmt: skip
-            _enlist(known[:n], kind, mask, streams_of, members, counts)
+            _enlist(known, n, kind, mask, streams_of, members, counts)
             _values(
-                known[:n], occurred_at, value_minor, hour_of_week, ref, property_start, property_name, property_value,
+                begin, occurred_at, value_minor, hour_of_week, ref, property_start, property_name, property_value,
                 property_number, members, counts, send_hour, ends[a:z], rows[a:z], stream_table, group_table,
-                operation_table, scan_table, scan_rates, scratch, histogram, items, out, hidden,
+                operation_table, scan_table, scan_rates, scratch, histogram, items, before, lows, out, hidden,
             )  # fmt: skip
             _derive(rows[a:z], derived_table, derived_priors, out, hidden)
         begin = end
@@ -530,7 +532,9 @@ def _seek(keys: Any, start: int, key: int) -> int:
 
 @njit(nogil=True, error_model="numpy")
 def _assign(
+    first: int,
     known: Any,
+    n: int,
     time: Any,
     kind: Any,
     hour: Any,
@@ -552,7 +556,6 @@ def _assign(
     send_hour: Any,
 ) -> None:
     """Which streams each known event is in, as bits of ``mask``; of answers also the hour of the send they answer."""
-    n = len(known)
     for i in range(n):
         e = known[i]
         mask[i] = human[kind[e]] if human_ppm[e] >= HUMAN_PPM and not is_repeat[e] else machine[kind[e]]
@@ -578,7 +581,7 @@ def _assign(
                 if ref[known[j]] == ref[e]:
                     if is_send[kind[known[j]]]:
                         answers = True
-                        send_hour[i] = hour[known[j]]
+                        send_hour[e - first] = hour[known[j]]
                         break
                     if mask[j] & bit:
                         break
@@ -588,10 +591,11 @@ def _assign(
 
 
 @njit(nogil=True, error_model="numpy")
-def _enlist(known: Any, kind: Any, mask: Any, streams_of: Any, members: Any, counts: Any) -> None:
+def _enlist(known: Any, n: int, kind: Any, mask: Any, streams_of: Any, members: Any, counts: Any) -> None:
     """The known events of each stream, in their order: an event is looked at for the few streams of its kind."""
-    counts[:] = 0
-    for i in range(len(known)):
+    for s in range(len(counts)):
+        counts[s] = 0
+    for i in range(n):
         bits = mask[i]
         if bits == 0:
             continue
@@ -599,7 +603,7 @@ def _enlist(known: Any, kind: Any, mask: Any, streams_of: Any, members: Any, cou
         p = 0
         while streams_of[code, p] >= 0:
             s = streams_of[code, p]
-            members[s, counts[s]] = i  # without a branch: an event outside the stream is overwritten by the next
+            members[s, counts[s]] = known[i]  # without a branch: an event outside the stream is overwritten by the next
             counts[s] += np.int64((bits >> np.uint64(s)) & np.uint64(1))
             p += 1
 
@@ -624,7 +628,7 @@ def _holds(
 
 @njit(nogil=True, error_model="numpy")
 def _values(
-    known: Any,
+    first: int,
     time: Any,
     value: Any,
     hour: Any,
@@ -646,10 +650,15 @@ def _values(
     scratch: Any,
     histogram: Any,
     items: Any,
+    before: Any,
+    lows: Any,
     out: Any,
     hidden: Any,
 ) -> None:
-    """Every operation of every stream at the ascending instants ``ends``, written to ``out`` (or kept aside)."""
+    """Every operation of every stream at the ascending instants ``ends``, written to ``out`` (or kept aside).
+
+    Arrays of one contact are used by index, without slices: a view of an array costs more than such a contact's events.
+    """
     n_columns = out.shape[1]
     times = scratch[0]
     sums = scratch[1]
@@ -658,21 +667,25 @@ def _values(
     starts = scratch[4]  # minute of the first event of each such day
     squares = scratch[5]  # prefix sums of the squared minutes between those
     for s in range(len(stream_table)):
-        chosen = members[s]
         with_values = stream_table[s, 2] != 0
         with_days = stream_table[s, 3] != 0
         with_hours = stream_table[s, 4] != 0
         answers = stream_table[s, 5] != 0
         n = counts[s]
         for i in range(n):
-            times[i] = time[known[chosen[i]]]
+            times[i] = time[members[s, i]]
+        hi = 0
+        for k in range(len(ends)):
+            while hi < n and times[hi] < ends[k]:
+                hi += 1
+            before[k] = hi
         if with_values:
             sums[0] = 0
             for i in range(n):
-                sums[i + 1] = sums[i] + value[known[chosen[i]]]
+                sums[i + 1] = sums[i] + value[members[s, i]]
         if with_hours:
             for i in range(n):
-                hours[i] = send_hour[chosen[i]] if answers else hour[known[chosen[i]]]
+                hours[i] = send_hour[members[s, i] - first] if answers else hour[members[s, i]]
         if with_days:
             n_days = 0
             day = np.int64(-1)
@@ -690,103 +703,143 @@ def _values(
             code = scan_table[c, 0]
             if code == DISTINCT:
                 _distinct(
-                    known, chosen[:n], times, ref, property_start, property_name, property_value, ends, rows,
-                    scan_table[c], items, out,
+                    members, s, n, times, ref, property_start, property_name, property_value, ends, rows,
+                    scan_table[c, 1], scan_table[c, 2], scan_table[c, 3], items, out,
                 )  # fmt: skip
             elif code in (DECAYED, DECAYED_VALUE):
                 _decayed(
-                    known, chosen[:n], times, value, ends, rows, scan_table[c, 1], scan_rates[c],
+                    members, s, times, value, ends, rows, before, scan_table[c, 1], scan_rates[c],
                     code == DECAYED_VALUE, out,
                 )  # fmt: skip
             else:
                 _trait(
-                    known, chosen[:n], times, property_start, property_name, property_value, property_number, ends,
-                    rows, scan_table[c], out,
+                    members, s, property_start, property_name, property_value, property_number, ends, rows, before,
+                    code, scan_table[c, 1], scan_table[c, 3], scan_table[c, 4], out,
                 )  # fmt: skip
         for g in range(stream_table[s, 0], stream_table[s, 1]):
             window = group_table[g, 0]
-            with_histogram = group_table[g, 3] != 0
-            with_hour = group_table[g, 3] & 1
-            with_weekday = group_table[g, 3] >> 1
-            if with_histogram:
-                histogram[:] = 0
             lo = 0
-            hi = 0
             for k in range(len(ends)):
-                end = ends[k]
-                while hi < n and times[hi] < end:
-                    if with_histogram:
-                        histogram[hours[hi] % 24] += with_hour
-                        histogram[24 + hours[hi] // 24] += with_weekday
-                    hi += 1
                 if window >= 0:
-                    start = end - window
-                    while lo < hi and times[lo] < start:
-                        if with_histogram:
-                            histogram[hours[lo] % 24] -= with_hour
-                            histogram[24 + hours[lo] // 24] -= with_weekday
-                        lo += 1
-                count = hi - lo
-                row = rows[k]
-                for o in range(group_table[g, 1], group_table[g, 2]):
-                    code = operation_table[o, 0]
-                    column = operation_table[o, 1]
-                    result = np.nan
-                    if code == COUNT:
-                        result = float(count)
-                    elif code == SUM:
-                        result = float(sums[hi] - sums[lo])
-                    elif code == MEAN:
-                        if count > 0:
-                            result = float(sums[hi] - sums[lo]) / count
-                    elif code == RECENCY:
-                        if count > 0:
-                            result = (end - times[hi - 1]) / DAY_MICROS
-                    elif code == FIRST_SEEN:
-                        if count > 0:
-                            result = (end - times[lo]) / DAY_MICROS
-                    elif code == DAYS:
-                        result = float(ordinal[hi - 1] - ordinal[lo] + 1) if count > 0 else 0.0
-                    elif code == WEEKDAYS:
-                        for b in range(7):
-                            out[row, column + b] = float(histogram[24 + b])
-                        continue
-                    elif code == HOURS:
-                        bins = operation_table[o, 2]
-                        width = 24 // bins
-                        for b in range(bins):
-                            total = 0
-                            for h in range(b * width, (b + 1) * width):
-                                total += histogram[h]
-                            out[row, column + b] = float(total)
-                        continue
-                    elif count > 0 and ordinal[hi - 1] > ordinal[lo]:  # gaps: at least two days
-                        a = ordinal[lo]
-                        z = ordinal[hi - 1]
-                        n_gaps = z - a
-                        # The window may begin within day a: its first event there opens the first gap.
-                        opened = times[lo] // MINUTE_MICROS
-                        total = starts[z] - opened
-                        if code == GAP_MEAN:
-                            result = total / MINUTES_PER_DAY / n_gaps
-                        elif code == OVERDUE:
-                            usual = total / MINUTES_PER_DAY / n_gaps
-                            result = (end - times[hi - 1]) / DAY_MICROS / usual
-                        elif code == GAP_STD and n_gaps > 1:
-                            gap = starts[a + 1] - opened
-                            square = gap * gap + squares[z] - squares[a + 1]
-                            result = np.sqrt((n_gaps * square - total * total) / (n_gaps * (n_gaps - 1)))
-                            result /= MINUTES_PER_DAY
-                    if column < n_columns:
-                        out[row, column] = result
-                    else:
-                        hidden[k, column - n_columns] = result
+                    lo = _first_from(times, lo, before[k], ends[k] - window)
+                lows[k] = lo
+            if group_table[g, 3]:
+                _histograms(
+                    hours, before, lows, rows, operation_table, group_table[g, 1], group_table[g, 2], histogram, out
+                )
+            # One operation at a time over all instants: what it is gets asked once, not at each of them.
+            for o in range(group_table[g, 1], group_table[g, 2]):
+                code = operation_table[o, 0]
+                column = operation_table[o, 1]
+                if code == COUNT and column >= n_columns:
+                    for k in range(len(ends)):
+                        hidden[k, column - n_columns] = float(before[k] - lows[k])
+                elif code == COUNT:
+                    for k in range(len(ends)):
+                        out[rows[k], column] = float(before[k] - lows[k])
+                elif code == SUM:
+                    for k in range(len(ends)):
+                        out[rows[k], column] = float(sums[before[k]] - sums[lows[k]])
+                elif code == MEAN:
+                    for k in range(len(ends)):
+                        count = before[k] - lows[k]
+                        total = float(sums[before[k]] - sums[lows[k]])
+                        out[rows[k], column] = total / count if count > 0 else np.nan
+                elif code == RECENCY:
+                    for k in range(len(ends)):
+                        some = before[k] > lows[k]
+                        out[rows[k], column] = (ends[k] - times[before[k] - 1]) / DAY_MICROS if some else np.nan
+                elif code == FIRST_SEEN:
+                    for k in range(len(ends)):
+                        some = before[k] > lows[k]
+                        out[rows[k], column] = (ends[k] - times[lows[k]]) / DAY_MICROS if some else np.nan
+                elif code == DAYS:
+                    for k in range(len(ends)):
+                        some = before[k] > lows[k]
+                        out[rows[k], column] = float(ordinal[before[k] - 1] - ordinal[lows[k]] + 1) if some else 0.0
+                elif code in (GAP_MEAN, GAP_STD, OVERDUE):
+                    for k in range(len(ends)):
+                        out[rows[k], column] = _regularity(
+                            code, times, ordinal, starts, squares, lows[k], before[k], ends[k]
+                        )
+
+
+@njit(nogil=True, error_model="numpy")
+def _regularity(code: int, times: Any, ordinal: Any, starts: Any, squares: Any, low: int, high: int, end: int) -> float:
+    """A measure of the gaps between the days with an event among those in ``[low, high)``; NaN without a gap."""
+    if high <= low or ordinal[high - 1] == ordinal[low]:
+        return np.nan
+    a = ordinal[low]
+    z = ordinal[high - 1]
+    n_gaps = z - a
+    # The window may begin within day a: its first event there opens the first gap.
+    opened = times[low] // MINUTE_MICROS
+    total = starts[z] - opened
+    if code == GAP_MEAN:
+        return total / MINUTES_PER_DAY / n_gaps
+    if code == OVERDUE:
+        usual = total / MINUTES_PER_DAY / n_gaps
+        return (end - times[high - 1]) / DAY_MICROS / usual
+    if n_gaps == 1:
+        return np.nan
+    gap = starts[a + 1] - opened
+    square = gap * gap + squares[z] - squares[a + 1]
+    return np.sqrt((n_gaps * square - total * total) / (n_gaps * (n_gaps - 1))) / MINUTES_PER_DAY
+
+
+@njit(nogil=True, error_model="numpy")
+def _histograms(
+    hours: Any, before: Any, lows: Any, rows: Any, operation_table: Any, first: int, last: int, histogram: Any, out: Any
+) -> None:
+    """Events by local hour and by local weekday in the windows that end before ``before`` and begin at ``lows``."""
+    histogram[:] = 0
+    hi = 0
+    lo = 0
+    for k in range(len(rows)):
+        while hi < before[k]:
+            histogram[hours[hi] % 24] += 1
+            histogram[24 + hours[hi] // 24] += 1
+            hi += 1
+        while lo < lows[k]:
+            histogram[hours[lo] % 24] -= 1
+            histogram[24 + hours[lo] // 24] -= 1
+            lo += 1
+        for o in range(first, last):
+            column = operation_table[o, 1]
+            if operation_table[o, 0] == WEEKDAYS:
+                for b in range(7):
+                    out[rows[k], column + b] = float(histogram[24 + b])
+            elif operation_table[o, 0] == HOURS:
+                bins = operation_table[o, 2]
+                width = 24 // bins
+                for b in range(bins):
+                    total = 0
+                    for h in range(b * width, (b + 1) * width):
+                        total += histogram[h]
+                    out[rows[k], column + b] = float(total)
+
+
+@njit(nogil=True, error_model="numpy")
+def _first_from(times: Any, low: int, high: int, start: int) -> int:
+    """First position in ``[low, high)`` whose time is at least ``start``, else ``high``.
+
+    A bisection that moves by a select instead of a branch: of few events, no step can be mispredicted.
+    """
+    length = high - low
+    while length > 1:
+        half = length >> 1
+        low += half if times[low + half - 1] < start else 0
+        length -= half
+    if length == 1 and times[low] < start:
+        low += 1
+    return low
 
 
 @njit(nogil=True, error_model="numpy")
 def _distinct(
-    known: Any,
-    chosen: Any,
+    members: Any,
+    s: int,
+    n: int,
     times: Any,
     ref: Any,
     start: Any,
@@ -794,7 +847,9 @@ def _distinct(
     value: Any,
     ends: Any,
     rows: Any,
-    scan: Any,
+    column: int,
+    window: int,
+    what: int,
     items: Any,
     out: Any,
 ) -> None:
@@ -804,11 +859,10 @@ def _distinct(
     the one before it of the same value lies before the window, one that leaves takes its value along if the one after
     it lies behind the window.
     """
-    what = scan[3]
     slot, found, at, before, after = items[0], items[1], items[2], items[3], items[4]
     m = 0
-    for i in range(len(chosen)):
-        e = known[chosen[i]]
+    for i in range(n):
+        e = members[s, i]
         if what == 0:
             if ref[e] != 0:
                 found[m] = ref[e]
@@ -823,7 +877,8 @@ def _distinct(
     size = 1
     while size < 2 * m:
         size *= 2
-    slot[:size] = -1
+    for place in range(size):
+        slot[place] = -1
     for i in range(m):
         place = (found[i] ^ (found[i] >> 32)) & (size - 1)
         while slot[place] >= 0 and found[slot[place]] != found[i]:
@@ -833,7 +888,6 @@ def _distinct(
             after[before[i]] = i
         after[i] = m
         slot[place] = i
-    window = scan[2]
     lo = 0
     hi = 0
     count = 0
@@ -845,17 +899,18 @@ def _distinct(
             while lo < hi and at[lo] < ends[k] - window:
                 count -= after[lo] >= hi
                 lo += 1
-        out[rows[k], scan[1]] = float(count)
+        out[rows[k], column] = float(count)
 
 
 @njit(nogil=True, error_model="numpy")
 def _decayed(
-    known: Any,
-    chosen: Any,
+    members: Any,
+    s: int,
     times: Any,
     value: Any,
     ends: Any,
     rows: Any,
+    before: Any,
     column: int,
     rate: float,
     of_value: bool,
@@ -868,26 +923,29 @@ def _decayed(
     total = 0.0
     hi = 0
     for k in range(len(ends)):
-        while hi < len(chosen) and times[hi] < ends[k]:
+        while hi < before[k]:
             if hi > 0:
                 total *= np.exp(-rate * (times[hi] - times[hi - 1]))
-            total += float(value[known[chosen[hi]]]) if of_value else 1.0
+            total += float(value[members[s, hi]]) if of_value else 1.0
             hi += 1
         out[rows[k], column] = total * np.exp(-rate * (ends[k] - times[hi - 1])) if hi > 0 else 0.0
 
 
 @njit(nogil=True, error_model="numpy")
 def _trait(
-    known: Any,
-    chosen: Any,
-    times: Any,
+    members: Any,
+    s: int,
     start: Any,
     name: Any,
     value: Any,
     number: Any,
     ends: Any,
     rows: Any,
-    scan: Any,
+    before: Any,
+    code: int,
+    column: int,
+    what: int,
+    wanted: int,
     out: Any,
 ) -> None:
     """What was told last of a trait before each of the ascending instants ``ends``; null takes it back."""
@@ -895,21 +953,21 @@ def _trait(
     told_number = np.nan
     hi = 0
     for k in range(len(ends)):
-        while hi < len(chosen) and times[hi] < ends[k]:
-            e = known[chosen[hi]]
+        while hi < before[k]:
+            e = members[s, hi]
             for p in range(start[e], start[e + 1]):
-                if name[p] == scan[3]:
+                if name[p] == what:
                     told = value[p]
                     told_number = number[p]
             hi += 1
         result = np.nan
-        if scan[0] == TRAIT_IS:
-            result = 1.0 if told == scan[4] else 0.0
-        elif told != 0 and scan[0] == TRAIT:
+        if code == TRAIT_IS:
+            result = 1.0 if told == wanted else 0.0
+        elif told != 0 and code == TRAIT:
             result = told_number
         elif told != 0:
             result = (ends[k] - _micros(told_number)) / DAY_MICROS
-        out[rows[k], scan[1]] = result
+        out[rows[k], column] = result
 
 
 @njit(nogil=True, error_model="numpy")
