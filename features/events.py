@@ -29,7 +29,7 @@ QUARTER_MICROS = HOUR_MICROS // 4
 #: An event may claim to have happened this long after we received it (a sender's clock running ahead), not longer.
 FUTURE_TOLERANCE_MICROS = DAY_MICROS
 
-#: Clocks of two writers may differ by this much; a clock further behind the log's newest event is wrong.
+#: Clocks of two machines may differ by this much; one that is further behind the log's newest event is wrong.
 CLOCK_TOLERANCE_MICROS = 5 * 60_000_000
 
 #: Parameters of one ``IN`` query; SQLite allows 32,766 and PostgreSQL 65,535.
@@ -275,6 +275,7 @@ def append(
     received_at: int,
     imported: bool = False,
     default_timezone: str = "UTC",
+    most_behind: int | None = None,
 ) -> Appended:
     """Events put at the end of the log, each ``message_id`` once; what was stored and what was known already.
 
@@ -295,11 +296,13 @@ def append(
         History: every event counts as known when it occurred, and ``received_at`` is not used.
     default_timezone : str
         IANA zone of events that name none.
+    most_behind : int, optional
+        Microseconds that ``received_at`` may lie before the log's newest; None takes down what must not be lost.
 
     Raises
     ------
     ClockWentBackwards
-        If ``received_at`` lies more than 5 minutes before that of an event in the log.
+        If ``received_at`` lies further behind.
     ValueError
         If an event lies outside 1970 to 2100, claims to happen more than a day after it was received, names no IANA
         zone, is longer than its column, or carries a number outside its range or properties that are not JSON.
@@ -311,7 +314,7 @@ def append(
         _validate(event, received_at, imported)
     session.execute(update(CounterRow).where(CounterRow.name == "event_seq").values(value=CounterRow.value))
     if not imported:
-        received_at = _advance_clock(session, received_at)
+        received_at = _advance_clock(session, received_at, most_behind)
     wanted: dict[str, NewEvent] = {}
     for event in events:
         wanted.setdefault(event.message_id, event)
@@ -348,7 +351,7 @@ def append(
     return Appended(first_seq, len(fresh), len(events) - len(fresh))
 
 
-def _advance_clock(session: Session, received_at: int) -> int:
+def _advance_clock(session: Session, received_at: int, most_behind: int | None) -> int:
     """The instant of receipt that the log takes down: never before that of an event with a smaller ``seq``.
 
     Two machines' clocks differ by a little, and who reads them may wait for the log's lock; that much is taken out.
@@ -361,11 +364,11 @@ def _advance_clock(session: Session, received_at: int) -> int:
             .returning(CounterRow.value)
         ).scalar_one()
     )
-    if clock - received_at > CLOCK_TOLERANCE_MICROS:
+    if most_behind is not None and clock - received_at > most_behind:
         raise ClockWentBackwards(
             f"the clock says {_said(received_at)}, but the log holds events received at {_said(clock)}, more than "
-            f"{CLOCK_TOLERANCE_MICROS // MINUTE_MICROS} minutes later; set this machine's clock right. If the log's "
-            "clock is the wrong one (a machine ran ahead), `kairos db clock --set-back` accepts this one"
+            f"{most_behind // MINUTE_MICROS} minutes later; set this machine's clock right. If it is right (another "
+            "machine ran ahead), `kairos db clock --set-back` lets the log follow it"
         )
     return clock
 

@@ -37,6 +37,7 @@ def _group(name: str, says: str) -> typer.Typer:
 
 
 imports = _group("import", "Bring history in from files.")
+contacts_group = _group("contacts", "Contacts.")
 features = _group("features", "The feature store: lake and vectors.")
 models = _group("models", "The model registry.")
 keys = _group("keys", "API keys.")
@@ -249,12 +250,46 @@ def _import_lines(report: dict[str, Any], dry_run: bool) -> str:
     return "\n".join([*lines, "nothing was written (dry run)" if dry_run else stored])
 
 
+# --------------------------------------------------------------------------------------------------------- contacts
+
+
+@contacts_group.command("erase")
+def erase_contacts_command(
+    user_ids: Annotated[list[str], typer.Argument(metavar="USER_ID…", help="The contacts' user_ids.")],
+    as_json: Json = False,
+) -> None:
+    """Take everything that names or describes these contacts out of database and files, for good.
+
+    Example: kairos contacts erase 17850 13047
+    """
+    from service.erase import erase_contacts
+    from service.erase_files import finish_erasures
+
+    with _installation() as (settings, database):
+        erased = erase_contacts(database, settings, user_ids, now=datetime.now(UTC))
+        files = finish_erasures(database, _lake(settings), settings, now=datetime.now(UTC), at_once=True)
+    _answer(_plain(erased) | {"files": _plain(files)}, as_json, _erasure_lines)
+
+
+def _erasure_lines(report: dict[str, Any]) -> str:
+    lines = [f"{report['contacts']:,} contacts erased with {report['events']:,} events"]
+    if report["sends_cancelled"]:
+        lines.append(f"{report['sends_cancelled']:,} mails that had not left are cancelled")
+    if report["sends_leaving"]:
+        lines.append(f"{report['sends_leaving']:,} mails were leaving at that moment and may arrive")
+    if report["files"]["waiting"]:
+        lines.append(
+            f"the files of {report['files']['waiting']:,} wait for {report['files']['waits_for']}; the worker does them"
+        )
+    return "\n".join(lines)
+
+
 # --------------------------------------------------------------------------------------------------- feature store
 
 
 @features.command("list")
 def list_features(as_json: Json = False) -> None:
-    """Every declared feature: what it measures, its unit and what it is without data.
+    """Every declared feature: definition, unit, null rule, family and owner.
 
     Example: kairos features list
     """
@@ -265,15 +300,22 @@ def list_features(as_json: Json = False) -> None:
             {"name": views.name, "version": views.version, "features": views.describe()} for views in VIEW_SETS.values()
         ]
     }
-    _answer(
-        report,
-        as_json,
-        lambda shown: "\n".join(
-            f"{one['name']:34} {one['unit']:10} {one['description']}"
-            for views in shown["view_sets"]
-            for one in views["features"]
-        ),
-    )
+    _answer(report, as_json, _listed_features)
+
+
+def _listed_features(report: dict[str, Any]) -> str:
+    lines: list[str] = []
+    for views in report["view_sets"]:
+        lines.append(f"view set {views['name']}, version {views['version']}: {len(views['features'])} features")
+        families = dict.fromkeys(one["family"] for one in views["features"])
+        for family in families:
+            lines.append(f"\n  {family}")
+            for one in views["features"]:
+                if one["family"] == family:
+                    lines.append(f"    {one['name']:24} {one['description']} [{one['unit']}; {one['null_rule']}]")
+                    lines.append(f"    {'':24} {one['definition']}; owner {one['owner']}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 @features.command("sync")
@@ -320,6 +362,44 @@ def verify_lake(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@features.command("check")
+def check_features_command(as_json: Json = False) -> None:
+    """Freshness, drift of the models' features, replay of served vectors; stored; fails if something is wrong.
+
+    Example: kairos features check
+    """
+    from service.feature_checks import check_features
+
+    with _installation() as (settings, database):
+        report = check_features(database, _lake(settings), now=datetime.now(UTC))
+    _answer(report, as_json, _check_lines)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+def _check_lines(report: dict[str, Any]) -> str:
+    fresh, replayed = report["freshness"], report["replay"]
+    lines = []
+    if fresh is not None:
+        behind = fresh["events_behind"]
+        lines.append(
+            "lake     " + (f"was {behind:,} events behind the log" if behind else "has every event of the log")
+        )
+    for name, model in report["models"].items():
+        drifts = [(one["psi"], feature) for feature, one in model["features"].items() if one["psi"] is not None]
+        said = model["note"] or "{:,} vectors against {:,} at training; greatest PSI {:.2f} ({})".format(
+            model["vectors"], model["reference_vectors"], *max(drifts)
+        )
+        lines.append(f"drift    {name} {model['version']}: {said}")
+    if replayed is not None:
+        skipped = "".join(f", {count:,} {why} left out" for why, count in replayed["skipped"].items())
+        said = f"{replayed['mismatched']:,} mismatches in {replayed['compared']:,} served vectors{skipped}"
+        if replayed["interval"] is not None:
+            said += " (rate at 95 %: {:.2g} to {:.2g})".format(*replayed["interval"])
+        lines.append(f"replay   {said}")
+    return "\n".join([*lines, *(f"WRONG    {problem}" for problem in report["problems"])] or ["nothing to check"])
+
+
 @features.command("get")
 def get_vector(
     contact: Annotated[str, typer.Argument(help="The contact's user_id.")], as_of: AsOf = None, as_json: Json = False
@@ -355,6 +435,55 @@ def get_vector(
         as_json,
         lambda shown: "\n".join(
             f"{name:34} {'-' if value is None else f'{value:g}'}" for name, value in shown["features"].items()
+        ),
+    )
+
+
+@features.command("vectors")
+def write_vectors_command(
+    as_of: AsOf = None,
+    views: Annotated[str, typer.Option(help="The view set, by name.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="One Parquet file to write, instead of the lake's snapshot.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The vectors of every contact as a snapshot beside the lake, or as one file.
+
+    Example: kairos features vectors --as-of 2011-08-31 --out vectors.parquet
+    """
+    import time
+
+    from features.snapshots import write_snapshot, write_vectors
+    from features.tables import to_micros
+    from features.views import VIEW_SETS
+
+    if views not in VIEW_SETS:
+        raise typer.BadParameter(f"there is no view set {views!r}; choose one of {', '.join(VIEW_SETS)}")
+    chosen = VIEW_SETS[views]
+    with _installation() as (settings, database):
+        instant, lake = _instant(as_of, settings), _lake(settings)
+        with database.reading() as session:
+            lake.sync(session)
+        begin = time.perf_counter()
+        if out is None:
+            with database.reading() as session:
+                snapshot = write_snapshot(lake, chosen, to_micros(instant), n_jobs=-1, session=session)
+            rows, written = snapshot.rows, lake.store.locate(snapshot.folder)
+        else:
+            rows, written = write_vectors(lake, chosen, to_micros(instant), out), str(out)
+    report = {
+        "rows": rows,
+        "columns": len(chosen.names),
+        "view_set": f"{chosen.name}@{chosen.version}",
+        "as_of": instant.isoformat(),
+        "written": written,
+        "seconds": round(time.perf_counter() - begin, 3),
+    }
+    _answer(
+        report,
+        as_json,
+        lambda shown: (
+            f"{shown['rows']:,} vectors of {shown['columns']} columns ({shown['view_set']}) in "
+            f"{shown['seconds']:.1f} s: {shown['written']}"
         ),
     )
 
@@ -745,6 +874,41 @@ def upgrade_database(as_json: Json = False) -> None:
     _answer(report, as_json, lambda shown: str(shown["says"]))
 
 
+@database_group.command("clock")
+def log_clock(
+    set_back: Annotated[
+        bool, typer.Option("--set-back", help="Let the log follow this machine's clock again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The instant up to which the log has received events, beside this machine's clock.
+
+    A machine whose clock ran ahead leaves the log's clock in the future; events are then refused until it is set back.
+
+    Example: kairos db clock
+    """
+    from features.events import set_clock_back
+    from features.tables import current, from_micros, to_micros
+
+    now = datetime.now(UTC)
+    with _installation() as (_, database):
+        if set_back:
+            with database.writing() as session:
+                set_clock_back(session, to_micros(now))
+        with database.reading() as session:
+            clock = current(session, "event_clock")
+    received = from_micros(clock).isoformat() if clock else None
+    report = {"log": received, "now": now.isoformat(), "seconds_ahead": max(0.0, (clock - to_micros(now)) / 1e6)}
+    _answer(
+        report,
+        as_json,
+        lambda shown: (
+            f"the log received its newest event at {shown['log'] or '-'}, this machine's clock says {shown['now']}"
+            + ("; `kairos db clock --set-back` sets it right" if shown["seconds_ahead"] else "")
+        ),
+    )
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look at settings, database, lake, models and mail server, and say what to do.
@@ -802,8 +966,11 @@ def _installation(*, lasting: bool = False) -> Iterator[tuple[Settings, Database
 
 
 def _lake(settings: Settings) -> Lake:
+    """The lake, and the engine that works on its buckets."""
+    from features.engine import use_engine
     from features.lake import Lake
 
+    use_engine(settings.engine, settings.engine_address)
     return Lake(settings.lake, settings.buckets)
 
 

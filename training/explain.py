@@ -194,6 +194,14 @@ def _hours(values: Values) -> str | None:
     return f"mostly active {begin:02d}–{(begin + width) % 24:02d} h"
 
 
+def _traits(values: Values) -> str | None:
+    created, told = _known(values, "days_since_created"), _known(values, "days_since_told")
+    return _joined(
+        None if created is None else f"account {created:.0f} d old",
+        "told nothing about themselves" if told is None else f"traits last told {told:.0f} d ago",
+    )
+
+
 #: How a family's values are said; a family that is missing here is said by its columns' names. Money has two decimals.
 SENTENCES: dict[str, Callable[[Values], str | None]] = {
     "recency": _recency,
@@ -206,4 +214,5 @@ SENTENCES: dict[str, Callable[[Values], str | None]] = {
     "web": _web,
     "cart": _cart,
     "hours": _hours,
+    "traits": _traits,
 }

@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from features.events import ClockWentBackwards
 from service.errors import BadRequest, Invalid, NotFound, ServiceError, TooLarge, Unauthorized, Unavailable
 from service.logs import redact
 
@@ -88,6 +89,13 @@ def install(app: FastAPI) -> None:
 
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, away)
+
+    @app.exception_handler(ClockWentBackwards)
+    def clock_is_wrong(request: Request, error: ClockWentBackwards) -> JSONResponse:
+        log.error("events are refused: %s", error, extra={"action": "clock_went_backwards"})
+        answer = problem_of(Unavailable(f"{error}; nothing was stored, send it again later"))
+        answer.headers["Retry-After"] = "60"
+        return answer
 
     @app.exception_handler(DataError)
     @app.exception_handler(UnicodeEncodeError)

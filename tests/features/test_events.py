@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from features.events import (
+    CLOCK_TOLERANCE_MICROS,
     DAY_MICROS,
     HOUR_MICROS,
+    ClockWentBackwards,
     EventColumns,
     NewEvent,
     append,
@@ -25,6 +27,7 @@ from features.events import (
     read_after,
     read_by_contact,
     read_contacts,
+    set_clock_back,
 )
 from features.tables import EventRow, to_micros
 from features.vocabulary import EMAIL_OPENED, ORDER_COMPLETED, PAGE
@@ -124,6 +127,50 @@ def test_a_clock_up_to_a_day_ahead_is_tolerated(database: Database):
     """Exactly one day ahead is stored."""
     with database.writing() as session:
         assert append(session, [page("ahead", occurred_at=NOON + DAY_MICROS)], received_at=NOON).stored == 1
+
+
+def test_known_time_never_runs_backwards_along_the_log(any_database: Database):
+    """A clock that is a little behind is taken forward; history is known when it occurred and moves no clock."""
+    with any_database.writing() as session:
+        append(session, [page("one")], received_at=NOON + 1_000)
+        append(session, [page("history", occurred_at=NOON - DAY_MICROS)], received_at=0, imported=True)
+        append(session, [page("two")], received_at=NOON)
+        append(session, [page("three")], received_at=NOON + 2_000)
+
+    assert [row.received_at for row in rows(any_database)] == [
+        NOON + 1_000, NOON - DAY_MICROS, NOON + 1_000, NOON + 2_000,
+    ]  # fmt: skip
+
+
+def test_a_clock_that_went_back_is_refused_where_the_sender_can_try_again(any_database: Database):
+    """The error names both instants and the remedy, nothing is stored; what must not be lost is taken down."""
+    with any_database.writing() as session:
+        append(session, [page("one")], received_at=NOON + HOUR_MICROS, most_behind=CLOCK_TOLERANCE_MICROS)
+    with (
+        pytest.raises(
+            ClockWentBackwards, match=r"T11:54:59.*T13:00:00.*5 minutes later; set this machine's clock right"
+        ),
+        any_database.writing() as session,
+    ):
+        append(session, [page("two")], received_at=NOON - 301_000_000, most_behind=CLOCK_TOLERANCE_MICROS)
+    with any_database.writing() as session:
+        append(session, [page("three")], received_at=NOON - 301_000_000)
+
+    assert [(row.message_id, row.received_at) for row in rows(any_database)] == [
+        ("one", NOON + HOUR_MICROS), ("three", NOON + HOUR_MICROS),
+    ]  # fmt: skip
+
+
+def test_a_log_whose_clock_ran_ahead_can_be_set_back(any_database: Database):
+    """Then events are taken again; an earlier clock is left as it is."""
+    with any_database.writing() as session:
+        append(session, [page("ahead")], received_at=NOON + 400 * DAY_MICROS)
+        assert set_clock_back(session, NOON) == NOON + 400 * DAY_MICROS
+        append(session, [page("now")], received_at=NOON, most_behind=CLOCK_TOLERANCE_MICROS)
+        set_clock_back(session, NOON + DAY_MICROS)
+        append(session, [page("then")], received_at=NOON, most_behind=CLOCK_TOLERANCE_MICROS)
+
+    assert [row.received_at for row in rows(any_database)] == [NOON + 400 * DAY_MICROS, NOON, NOON]
 
 
 def test_an_empty_batch_takes_no_lock_and_no_place(database: Database):

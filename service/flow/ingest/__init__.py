@@ -105,6 +105,11 @@ def ingest(
     currency : str
         ISO 4217 code of the installation; amounts in others are kept in the properties and not summed.
 
+    Raises
+    ------
+    ClockWentBackwards
+        If ``now`` is more than 5 minutes behind the log's newest event; nothing is stored then, clients send again.
+
     References
     ----------
     Segment, "HTTP API" and "Spec: Common Fields" (timestamps).
@@ -138,6 +143,7 @@ def ingest(
             received_at=to_micros(now),
             imported=imported,
             default_timezone=default_timezone,
+            most_behind=events.CLOCK_TOLERANCE_MICROS,
         )
         stored = appended.stored
     quarantined = tuple(entry for entry, _ in aside)

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from service.api.events import CALLS
 from service.database import Database
-from service.tables import EventRow, QuarantineRow
+from service.tables import CounterRow, EventRow, QuarantineRow
 
 
 def track(message_id: str = "m1", **changes: Any) -> dict[str, Any]:
@@ -231,3 +231,19 @@ def test_the_quarantine_is_read_page_by_page(caller: Callable[..., Any]):
             break
 
     assert sorted(reason[:10] for reason in seen) == [f"event is {i}" for i in range(5)]
+
+
+def test_a_clock_that_went_back_is_no_reason_to_lose_events(
+    client: Any, caller: Callable[..., Any], database: Database
+):
+    """503 with Retry-After, which clients obey by sending again; nothing is stored, and the remedy is named."""
+    ingesting = caller("ingest")
+    assert ingesting("POST", "/v1/track", json=track("m1")).status_code == 200
+    with database.writing() as session:
+        session.execute(update(CounterRow).where(CounterRow.name == "event_clock").values(value=CounterRow.value * 2))
+
+    answer = ingesting("POST", "/v1/track", json=track("m2"))
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "60")
+    assert "kairos db clock --set-back" in answer.json()["detail"]
+    assert stored(database) == ["segment/m1"]
