@@ -51,4 +51,4 @@ simulate: setup  ## Long learning proofs: policies in worlds whose truth is know
 	$(BIN)/kairos simulate responses --seeds 100 --runs 200
 
 lock: setup  ## Pin again what pyproject.toml asks for
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url -q -o requirements.lock
+	uv pip compile pyproject.toml --extra dev --extra postgres --universal --python-version 3.11 --generate-hashes --no-emit-index-url -q -o requirements.lock

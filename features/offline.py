@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-import joblib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.lake import Lake
+from features.engine import is_local, run
+from features.lake import Lake, LakeError
 from features.views import ViewSet
 
 T = TypeVar("T")
@@ -30,7 +32,7 @@ class FeatureFrame:
     names: tuple[str, ...]
     #: Version of the view set.
     version: str
-    #: Place of the log up to which the lake reached when reading began.
+    #: Place of the log up to which events entered.
     watermark: int
 
     def __len__(self) -> int:
@@ -50,22 +52,54 @@ def map_buckets(function: Callable[[Lake, int], T], lake: Lake, n_jobs: int = 1)
     Parameters
     ----------
     function : callable
-        No bucket needs another's rows, so it may run anywhere. Threads run it on one machine (reading, the sweep and
-        scoring leave the interpreter's lock); ``joblib.parallel_config`` names another backend, such as Ray.
+        No bucket needs another's rows, so it may run anywhere: in threads, or on a cluster (`features.engine`), for
+        which it must pickle.
     lake : Lake
     n_jobs : int
-        Buckets worked on at a time; -1 for one per core.
+        Buckets worked on at a time; -1 for one per core. Ray takes 1 for every CPU of the cluster.
+
+    Raises
+    ------
+    LakeError
+        If a node of the cluster does not see the lake.
     """
-    return _map(function, lake, list(range(lake.buckets)), n_jobs)
+    return list(_map(function, lake, ((bucket,) for bucket in range(lake.buckets)), n_jobs))
 
 
-def _map(function: Callable[[Lake, int], T], lake: Lake, buckets: list[int], n_jobs: int) -> list[T]:
-    if n_jobs == 1:
-        return [function(lake, bucket) for bucket in buckets]
-    return list(joblib.Parallel(n_jobs=n_jobs, prefer="threads")(joblib.delayed(function)(lake, b) for b in buckets))
+def _map(
+    function: Callable[..., T], lake: Lake, tasks: Iterable[tuple[Any, ...]], n_jobs: int, watermark: int | None = None
+) -> Iterator[T]:
+    """``function(lake, *task)`` of every task, wherever the engine runs it."""
+    if not is_local():
+        return run(_Elsewhere(function, lake, lake.watermark if watermark is None else watermark), tasks, n_jobs)
+    return run(partial(function, lake), tasks, n_jobs)
 
 
-def historical_features(lake: Lake, spine: pd.DataFrame, views: ViewSet, n_jobs: int = 1) -> FeatureFrame:
+@dataclass(frozen=True)
+class _Elsewhere(Generic[T]):
+    """``function`` on another machine, if that machine sees the lake as we do.
+
+    A folder that is not there reads as a lake that is still empty: without this the vectors would be all zero.
+    """
+
+    function: Callable[..., T]
+    lake: Lake
+    watermark: int
+
+    def __call__(self, *task: Any) -> T:
+        reached = self.lake.watermark
+        if reached < self.watermark:
+            raise LakeError(
+                f"on {platform.node()} the lake {self.lake.url} reaches to place {reached} of the log, where it was "
+                f"started to {self.watermark}: put the lake on a store that every node sees (KAIROS_LAKE_URL, such as "
+                "s3://bucket/lake or a shared folder), or set KAIROS_ENGINE=local"
+            )
+        return self.function(self.lake, *task)
+
+
+def historical_features(
+    lake: Lake, spine: pd.DataFrame, views: ViewSet, n_jobs: int = 1, *, seq: int | None = None
+) -> FeatureFrame:
     """The vector of every row of ``spine`` as it stood at that row's instant.
 
     Parameters
@@ -76,33 +110,54 @@ def historical_features(lake: Lake, spine: pd.DataFrame, views: ViewSet, n_jobs:
         Columns ``contact_key`` (int64) and ``as_of`` (int64 microseconds since 1970 UTC), in any order, repeats fine.
     views : ViewSet
     n_jobs : int
-        Buckets worked on at a time; the result does not depend on it.
+        Buckets worked on at a time; the result depends neither on it nor on the engine.
+    seq : int, optional
+        Only events up to this place of the log enter, as if it had ended there: what an earlier lake, or a request
+        that saw this place, knew. Left out, it is the place that the lake reaches at the call.
 
     Raises
     ------
     ValueError
-        If a column is missing or not of whole numbers.
+        If a column is missing or not of whole numbers, or the lake does not reach to ``seq``.
+    LakeError
+        If a file of the lake is damaged, or a node of the cluster does not see the lake.
     """
     keys = _whole(spine, "contact_key")
     as_of = _whole(spine, "as_of")
     watermark = lake.watermark
+    if seq is not None and seq > watermark:
+        raise ValueError(
+            f"seq is {seq} and lake {lake.url} reaches to place {watermark} of the log; run `kairos features sync`"
+        )
     bucket_of = lake.bucket_of(keys)
     order = np.argsort(bucket_of, kind="stable")
     edges = np.searchsorted(bucket_of[order], np.arange(lake.buckets + 1))
-    rows_of = {bucket: order[edges[bucket] : edges[bucket + 1]] for bucket in range(lake.buckets)}
-    asked = [bucket for bucket, rows in rows_of.items() if len(rows)]
+    asked = np.flatnonzero(np.diff(edges)).tolist()
+    rows = [order[edges[bucket] : edges[bucket + 1]] for bucket in asked]
+    X = np.empty((len(keys), len(views.names)), dtype=np.float64)
+    # A worker gets its bucket's part of the spine, and its vectors go into place as they come: X is never held twice.
+    tasks = ((bucket, keys[of], as_of[of]) for bucket, of in zip(asked, rows, strict=True))
+    parts = _map(_VectorsOfBucket(views, watermark if seq is None else seq), lake, tasks, n_jobs, watermark)
+    for of, part in zip(rows, parts, strict=True):
+        X[of] = part
+    return FeatureFrame(keys, as_of, X, views.names, views.version, watermark if seq is None else seq)
 
-    def vectors(lake: Lake, bucket: int) -> npt.NDArray[np.float64]:
+
+@dataclass(frozen=True)
+class _VectorsOfBucket:
+    views: ViewSet
+    seq: int
+
+    def __call__(
+        self, lake: Lake, bucket: int, keys: npt.NDArray[np.int64], as_of: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
         from features.kernel import sweep  # numba: loaded where it is used
 
-        rows = rows_of[bucket]
-        return sweep(lake.read_bucket(bucket), keys[rows], as_of[rows], views)
-
-    X = np.empty((len(keys), len(views.names)), dtype=np.float64)
-    parts = _map(vectors, lake, asked, n_jobs)
-    for bucket in reversed(asked):
-        X[rows_of[bucket]] = parts.pop()
-    return FeatureFrame(keys, as_of, X, views.names, views.version, watermark)
+        wanted = {"with_properties": True} if getattr(self.views, "needs_properties", False) else {}
+        columns = lake.read_bucket(bucket, **wanted)
+        if len(columns) and columns.seq.max() > self.seq:
+            columns = columns.take(columns.seq <= self.seq)
+        return sweep(columns, keys, as_of, self.views)
 
 
 def _whole(spine: pd.DataFrame, name: str) -> npt.NDArray[np.int64]:

@@ -31,6 +31,7 @@ from service.database import Database
 from service.flow.predict import refresh_serving
 from service.hits import HitBuffer
 from service.logs import configure
+from service.served_vectors import VectorLog
 from service.settings import Settings
 from training.serving import Serving
 
@@ -50,13 +51,16 @@ def create_app(
     serving : Serving, optional
         Models in memory, shared with a worker in the same process; a fresh one by default.
     """
+    clock = clock or SystemClock()
+    vectors = VectorLog(database, settings.vector_log_share)
     here = Installation(
         settings=settings,
         database=database,
-        clock=clock or SystemClock(),
+        clock=clock,
         serving=serving or Serving(),
         hits=HitBuffer(database),
-        metrics=Metrics(database),
+        vectors=vectors,
+        metrics=Metrics(database, clock, vectors),
     )
 
     @asynccontextmanager
@@ -66,6 +70,7 @@ def create_app(
         yield
         watching.cancel()
         await here.hits.close()
+        await asyncio.to_thread(vectors.close)
 
     app = FastAPI(
         title="Kairos",

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from features.events import NewEvent, append
@@ -19,7 +19,7 @@ from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, HUMAN_PPM
 from service.database import Database
 from service.group_commit import GroupCommit
 from service.suppression import identities_of
-from service.tables import EventRow, HitRow, SendRow
+from service.tables import ErasureRow, EventRow, HitRow, SendRow
 
 #: Version of the rules below; it goes into each event, so that a report can tell who was judged how.
 RULE_VERSION = 1
@@ -79,7 +79,7 @@ class Settled:
     events: int
     human_opens: int
     human_clicks: int
-    #: Hits of sends that are no more (an erased contact's).
+    #: Hits of sends that are no more, or whose contact was erased; the latter are deleted.
     dropped: int
 
 
@@ -167,7 +167,7 @@ def settle(session: Session, *, now: datetime, settle_seconds: float = 60, limit
                 SendRow.timezone,
                 SendRow.link_count,
                 SendRow.campaign_id,
-            ).where(SendRow.send_id.in_(send_ids))
+            ).where(SendRow.send_id.in_(send_ids), SendRow.contact_key.not_in(select(ErasureRow.contact_key)))
         )
     }
     bursts = _bursts(around, {send_id: send.link_count for send_id, send in sends.items()})
@@ -229,6 +229,11 @@ def settle(session: Session, *, now: datetime, settle_seconds: float = 60, limit
 
     for chunk in _chunks([row.hit_id for row in rows], 10_000):
         session.execute(update(HitRow).where(HitRow.hit_id.in_(chunk)).values(settled=True))
+    if dropped:  # somebody opened a mail from before the contact was erased
+        of_erased = select(SendRow.send_id).where(
+            SendRow.send_id.in_(send_ids), SendRow.contact_key.in_(select(ErasureRow.contact_key))
+        )
+        session.execute(delete(HitRow).where(HitRow.send_id.in_(of_erased)))
     if events:
         append(session, events, received_at=to_micros(now))
     return Settled(len(rows), len(events), human[EMAIL_OPENED], human[EMAIL_CLICKED], dropped)

@@ -23,6 +23,13 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="SQLAlchemy URL; default SQLite in HOME (kairos.db).")
     lake_url: str | None = Field(None, description="fsspec URL of the lake; default HOME/lake.")
     buckets: int = Field(64, ge=1, le=1000, description="Number of contact buckets; fixed for an installation's life.")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where bucket work runs: local (this machine) or ray (extra kairos-mail[ray])."
+    )
+    engine_address: str = Field(
+        "",
+        description="host:port of the Ray cluster's head; empty: the cluster this machine is in, else a new one.",
+    )
     public_url: str = Field(
         "http://127.0.0.1:8000", description="Base URL that recipients reach (tracking, unsubscribe)."
     )
@@ -51,6 +58,9 @@ class Settings(BaseSettings):
     )
     explore_share: float = Field(
         0.1, ge=0.0, le=1.0, description="Share of sends at a uniformly random allowed hour, for learning."
+    )
+    vector_log_share: float = Field(
+        0.01, ge=0.0, le=1.0, description="Share of contacts whose served vectors are kept 14 days, to be replayed."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     test_data: Path | None = Field(None, description="Folder of real data for the tests.")

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from features.events import NewEvent, append
 from features.tables import allocate, to_micros
 from features.vocabulary import UNSUBSCRIBED
-from service.tables import ConsentRow, ContactRow, SendRow, SuppressionRow
+from service.tables import ConsentRow, ContactRow, ErasureRow, SendRow, SuppressionRow
 
 ConsentState = Literal["unknown", "pending", "subscribed", "unsubscribed"]
 STATES = ("unknown", "pending", "subscribed", "unsubscribed")
@@ -48,7 +48,7 @@ class Unsubscribed:
     changed: tuple[int, ...]
     #: Contacts that had been unsubscribed before.
     already: tuple[int, ...]
-    #: Send ids that name no send (any more: an erased contact's).
+    #: Send ids that name no send, or that of a contact who was erased.
     unknown: tuple[int, ...]
 
 
@@ -132,6 +132,11 @@ def consent_states(session: Session, contact_keys: Iterable[int], topic: str) ->
     return {key: force[key, topic][0] if (key, topic) in force else "unknown" for key in keys}
 
 
+def refusing(session: Session, contact_keys: Iterable[int]) -> set[int]:
+    """Those of the contacts who have unsubscribed from a topic, whichever."""
+    return {key for (key, _), line in _lines_in_force(session, contact_keys).items() if line[0] == "unsubscribed"}
+
+
 def mailable(
     session: Session,
     contact_keys: Iterable[int],
@@ -181,7 +186,8 @@ def unsubscribe(session: Session, send_ids: Iterable[int], *, source: str, now: 
     """
     wanted = list(dict.fromkeys(send_ids))
     query = select(SendRow.send_id, SendRow.contact_key, SendRow.topic, SendRow.campaign_id, SendRow.timezone)
-    sends = session.execute(query.where(SendRow.send_id.in_(wanted))).all()
+    erased = select(ErasureRow.contact_key)
+    sends = session.execute(query.where(SendRow.send_id.in_(wanted), SendRow.contact_key.not_in(erased))).all()
     # As in set_consent: first the lock, then the look, so that of two clicks at once only the first one counts.
     if sends:
         allocate(session, "consent_id", 1)

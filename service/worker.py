@@ -31,6 +31,9 @@ BATCH = 250
 LEASE_SECONDS = 300.0
 LAKE_INTERVAL = timedelta(minutes=15)
 IDLE_SECONDS = 1.0
+#: The daily round of the feature store is looked at this often; a stop waits for it at most so long.
+DAILY_INTERVAL = timedelta(minutes=15)
+DAILY_STOP_SECONDS = 30.0
 #: Longest pause after rounds that failed one after the other.
 LONGEST_PAUSE_SECONDS = 60.0
 
@@ -142,6 +145,55 @@ class Worker:
         with self.database.reading() as session:
             self.lake.sync(session)
         self._synced_at = now
+        from service.erase_files import finish_erasures  # loads the models' libraries: not before a worker runs
+
+        try:
+            finish_erasures(self.database, self.lake, self.settings, now=now)
+        except Exception:
+            log.exception(
+                "files of erased contacts could not be rewritten; they wait for the next round",
+                extra={"action": "erasures_not_finished"},
+            )
+
+
+class Daily:
+    """Lets the feature store's daily round run beside the sending, in a thread of its own.
+
+    Which of several workers does it, and whether it is due at all, the database says. A fault in it is logged and
+    stays there; the round is then tried again some hours later.
+    """
+
+    def __init__(self, database: Database, settings: Settings, clock: Clock, lake: Lake) -> None:
+        self.database = database
+        self.settings = settings
+        self.clock = clock
+        self.lake = lake
+        self._looked_at: datetime | None = None
+        self._thread: threading.Thread | None = None
+
+    def look(self) -> None:
+        """Begin a round if one may be due and none is under way; returns at once."""
+        now = self.clock.now()
+        if self._looked_at is not None and now - self._looked_at < DAILY_INTERVAL:
+            return
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._looked_at = now
+        self._thread = threading.Thread(target=self._round, args=(now,), name="features-daily", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the round is done, at most ``seconds``."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _round(self, now: datetime) -> None:
+        from service.feature_checks import daily_round  # loads the models' libraries: not before a worker runs
+
+        try:
+            daily_round(self.database, self.lake, self.settings, now=now)
+        except Exception:
+            log.exception("the feature store's daily round failed", extra={"action": "daily_round_failed"})
 
 
 def run(
@@ -173,6 +225,7 @@ async def _run(
 ) -> int:
     rounds, failures = 0, 0
     worker = Worker(database, settings, clock, lake)
+    daily = None if lake is None else Daily(database, settings, clock, lake)
     while not stop.is_set():
         started = time.monotonic()
         try:
@@ -186,10 +239,14 @@ async def _run(
             await asyncio.sleep(min(LONGEST_PAUSE_SECONDS, 2.0**failures))
             continue
         rounds += 1
+        if daily is not None:
+            daily.look()
         if once or (until_idle and done.is_idle):
             break
         if done.is_idle:
             await asyncio.sleep(max(0.0, IDLE_SECONDS - (time.monotonic() - started)))
+    if daily is not None:
+        await asyncio.to_thread(daily.wait, None if once or until_idle else DAILY_STOP_SECONDS)
     return rounds
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from features.events import EventColumns
 from features.labels import Outcome, label, usual_gaps_days
 from features.lake import Lake
 from features.offline import historical_features, map_buckets
+from features.snapshots import events_upto
 from features.views import ViewSet
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, HUMAN_PPM
 from training.send_hour import ANSWER_WINDOW_HOURS, HOURS, Sends
@@ -32,6 +35,9 @@ BURN_IN_DAYS = 45
 #: Above this many rows a training set takes only a part of the contacts, the same part each time.
 MAX_ROWS = 600_000
 
+#: Packages whose version may change a bit of a vector, an outcome or a fit.
+LIBRARIES = ("kairos-mail", "numpy", "numba", "llvmlite", "scipy", "scikit-learn", "lightgbm")
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -44,6 +50,16 @@ class Definition:
     #: What a probability of 1 would mean, for people.
     says: str
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Definition:
+        """The definition that ``dataclasses.asdict`` turned into ``content``, perhaps by way of JSON."""
+        return cls(
+            Outcome(**content["outcome"]),
+            Population.from_dict(content["population"]),
+            content["horizon_days"],
+            content["says"],
+        )
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -55,7 +71,8 @@ class TrainingSet:
     #: Microseconds since 1970 UTC of each row's instant.
     as_of: Ints
     names: tuple[str, ...]
-    #: What it was made of: view_set, watermark, rows, instants, contacts_share, checksum.
+    #: What it was made of, enough to make it again: view_set and its definition, the definition of the outcome,
+    #: watermark, rows, instants, contacts_share, checksums (of the whole, the spine and every bucket), libraries.
     manifest: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -94,7 +111,7 @@ def burn_in_micros(history_micros: int) -> int:
 
 
 def training_set(
-    lake: Lake, views: ViewSet, asked: Definition, instants: Sequence[int], n_jobs: int = 1
+    lake: Lake, views: ViewSet, asked: Definition, instants: Sequence[int], n_jobs: int = 1, *, seq: int | None = None
 ) -> TrainingSet:
     """Vectors of the population at each of ``instants``, with the outcome over the horizon after it.
 
@@ -111,46 +128,87 @@ def training_set(
         Microseconds since 1970 UTC.
     n_jobs : int
         Buckets worked on at a time.
+    seq : int, optional
+        Only events up to this place of the log enter vectors and outcomes; default the place that the lake reaches.
     """
+    seq = lake.watermark if seq is None else seq
     moments = np.unique(np.asarray(instants, dtype=np.int64))
     if len(moments) == 0:
         raise ValueError("a training set needs at least one instant; pass microseconds since 1970 UTC")
     rows_per_bucket = max(1, MAX_ROWS // lake.buckets)
-    job = _SnapshotsOfBucket(views, asked, moments, max(1, rows_per_bucket // len(moments)))
-    parts = [part for part in map_buckets(job, lake, n_jobs) if part is not None]
-    if parts:
-        keys, as_of, X, y = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    else:
-        keys, as_of, y = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int8)
-        X = np.empty((0, len(views.names)))
-    order = np.lexsort((keys, as_of))
-    keys, as_of, X, y = keys[order], as_of[order], X[order], y[order]
-    seen = sum(part[4] for part in parts)
-    digest = hashlib.sha256()
-    for array in (keys, as_of, y, X):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    job = _RowsOfBucket(views, asked, moments, max(1, rows_per_bucket // len(moments)), seq)
+    parts = {bucket: part for bucket, part in enumerate(map_buckets(job, lake, n_jobs)) if part is not None}
+    data = in_order([part.rows for part in parts.values()], views.names)
+    seen = sum(part.seen for part in parts.values())
     manifest = {
         "view_set": f"{views.name}@{views.version}",
-        "watermark": int(lake.watermark),
-        "rows": len(y),
+        "view_set_definition": views.definition(),
+        "definition": asdict(asked),
+        "watermark": int(seq),
+        "rows": len(data),
         "instants": moments.tolist(),
-        "contacts_share": sum(part[5] for part in parts) / seen if seen else 1.0,
-        "checksum": digest.hexdigest(),
+        "contacts_share": sum(part.taken for part in parts.values()) / seen if seen else 1.0,
+        "checksum": checksum(data.contact_key, data.as_of, data.y, data.X),
+        "spine_checksum": checksum(data.contact_key, data.as_of),
+        "buckets": {str(bucket): checksums(part.rows) for bucket, part in parts.items() if len(part.rows)},
+        "libraries": libraries(),
     }
-    return TrainingSet(X, y, keys, as_of, views.names, manifest)
+    return TrainingSet(data.X, data.y, data.contact_key, data.as_of, views.names, manifest)
+
+
+def in_order(parts: Sequence[TrainingSet], names: tuple[str, ...]) -> TrainingSet:
+    """The rows of several sets as one."""
+    if not parts:
+        nothing = np.empty(0, np.int64)
+        return TrainingSet(np.empty((0, len(names))), np.empty(0, np.int8), nothing, nothing, names)
+    X, y, keys, as_of = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("X", "y", "contact_key", "as_of")
+    )
+    order = np.lexsort((keys, as_of))
+    return TrainingSet(X[order], y[order], keys[order], as_of[order], names)
+
+
+def checksum(*arrays: NDArray[Any]) -> str:
+    """SHA-256 over the bytes of ``arrays``, one after the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def checksums(rows: TrainingSet) -> dict[str, Any]:
+    """What is remembered of a bucket's rows, which lie by (contact_key, as_of), so that they can be told again."""
+    return {
+        "rows": len(rows),
+        "spine": checksum(rows.contact_key, rows.as_of),
+        "X": checksum(rows.X),
+        "y": checksum(rows.y),
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what computes here, and on what kind of machine."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            continue
+    return found
 
 
 @dataclass(frozen=True)
-class _SnapshotsOfBucket:
+class _RowsOfBucket:
     views: ViewSet
     asked: Definition
     moments: Ints
     most_contacts: int
+    seq: int
 
-    def __call__(self, lake: Lake, bucket: int) -> tuple[Ints, Ints, Array, NDArray[np.int8], int, int] | None:
+    def __call__(self, lake: Lake, bucket: int) -> _Part | None:
         from features.kernel import sweep  # numba: loaded where it is used
 
-        columns = lake.read_bucket(bucket)
+        columns = events_upto(lake.read_bucket(bucket, self.views.needs_properties), self.seq)
         contacts = np.unique(columns.contact_key)
         seen = len(contacts)
         if seen == 0:
@@ -163,7 +221,16 @@ class _SnapshotsOfBucket:
         belongs = self.asked.population.contains(X, self.views.names)
         keys, as_of, X = keys[belongs], as_of[belongs], X[belongs]
         y = label(self.asked.outcome, columns, keys, as_of, self.asked.horizon_days)
-        return keys, as_of, X, y, seen, len(contacts)
+        return _Part(TrainingSet(X, y, keys, as_of, self.views.names), seen, len(contacts))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one bucket, how many contacts it has and of how many of them the rows are."""
+
+    rows: TrainingSet
+    seen: int
+    taken: int
 
 
 @dataclass(frozen=True)
@@ -174,15 +241,19 @@ class LogSpan:
     gaps_days: Array
 
 
-def log_span(lake: Lake, as_of: int, n_jobs: int = 1) -> LogSpan:
-    """What the log covers, as known at ``as_of`` (microseconds since 1970 UTC).
+def log_span(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> LogSpan:
+    """What the log covers up to place ``seq``, as known at ``as_of`` (microseconds since 1970 UTC).
 
     Raises
     ------
     LookupError
         If the log is empty.
     """
-    parts = [part for part in map_buckets(_SpanOfBucket(as_of), lake, n_jobs) if part is not None]
+    parts = [
+        part
+        for part in map_buckets(_SpanOfBucket(as_of, lake.watermark if seq is None else seq), lake, n_jobs)
+        if part is not None
+    ]
     if not parts:
         raise LookupError("the lake holds no event before that instant; import history or sync the lake first")
     return LogSpan(min(part[0] for part in parts), np.concatenate([part[1] for part in parts]))
@@ -191,18 +262,22 @@ def log_span(lake: Lake, as_of: int, n_jobs: int = 1) -> LogSpan:
 @dataclass(frozen=True)
 class _SpanOfBucket:
     as_of: int
+    seq: int
 
     def __call__(self, lake: Lake, bucket: int) -> tuple[int, Array] | None:
-        columns = lake.read_bucket(bucket)
+        columns = events_upto(lake.read_bucket(bucket), self.seq)
         columns = columns.take((columns.occurred_at < self.as_of) & (columns.received_at <= self.as_of))
         if len(columns) == 0:
             return None
         return int(columns.occurred_at.min()), usual_gaps_days(columns, self.as_of)
 
 
-def closed_sends(lake: Lake, as_of: int, n_jobs: int = 1) -> Sends:
-    """Every send older than 24 h at ``as_of`` with whether a person answered within 24 h, in time order."""
-    parts = map_buckets(_SendsOfBucket(as_of), lake, n_jobs)
+def closed_sends(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> Sends:
+    """Every send older than 24 h at ``as_of`` with whether a person answered within 24 h, in time order.
+
+    Only events up to place ``seq`` of the log enter; default the place that the lake reaches.
+    """
+    parts = map_buckets(_SendsOfBucket(as_of, lake.watermark if seq is None else seq), lake, n_jobs)
     columns = [np.concatenate([getattr(part, name) for part in parts]) for name in Sends.__dataclass_fields__]
     sends = Sends(*columns)
     return sends.take(np.lexsort((sends.contact_key, sends.sent_at)))
@@ -211,9 +286,10 @@ def closed_sends(lake: Lake, as_of: int, n_jobs: int = 1) -> Sends:
 @dataclass(frozen=True)
 class _SendsOfBucket:
     as_of: int
+    seq: int
 
     def __call__(self, lake: Lake, bucket: int) -> Sends:
-        return sends_of(lake.read_bucket(bucket), self.as_of)
+        return sends_of(events_upto(lake.read_bucket(bucket), self.seq), self.as_of)
 
 
 def sends_of(columns: EventColumns, as_of: int) -> Sends:
@@ -234,7 +310,9 @@ def sends_of(columns: EventColumns, as_of: int) -> Sends:
     return Sends(sent.contact_key, sent.occurred_at, sent.hour_of_week.astype(np.int64) % HOURS, answered)
 
 
-def vectors_of(lake: Lake, views: ViewSet, contacts: Ints, as_of: int, n_jobs: int = 1) -> Array:
+def vectors_of(
+    lake: Lake, views: ViewSet, contacts: Ints, as_of: int, n_jobs: int = 1, *, seq: int | None = None
+) -> Array:
     """Vectors of ``contacts`` at one instant, in their order."""
     spine = pd.DataFrame({"contact_key": contacts, "as_of": np.full(len(contacts), as_of, dtype=np.int64)})
-    return historical_features(lake, spine, views, n_jobs).X
+    return historical_features(lake, spine, views, n_jobs, seq=seq).X

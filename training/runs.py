@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import tempfile
@@ -13,16 +14,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from features.checks import sample_vectors
 from features.labels import CHURN, CHURN_HORIZON_BOUNDS, CONVERSION, churn_horizon_days
 from features.lake import Lake
+from features.offline import historical_features
 from features.tables import from_micros, to_micros
 from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS
-from training import churn, conversion, registry, send_hour
+from training import churn, conversion, registry, send_hour, training_sets
 from training.datasets import (
     DAY_MICROS,
+    Array,
     Definition,
     LogSpan,
     burn_in_micros,
+    checksum,
     closed_sends,
     log_span,
     snapshot_instants,
@@ -39,6 +44,8 @@ logger = logging.getLogger(__name__)
 MODELS = (churn.NAME, conversion.NAME, send_hour.NAME)
 #: A challenger may be worse than the champion by this many standard errors and still count as equal.
 NOISE_Z = 1.64
+#: What a version was trained on, beside its files.
+TRAINING_SET_FILE = "training_set.json"
 #: Sends by which the send hour's strengths are tuned, and by which its rung is judged, start at these shares of time.
 TUNE_FROM, JUDGE_FROM = 0.5, 0.7
 
@@ -190,11 +197,12 @@ def _train_outcome(
     n_jobs: int,
     tracking_uri: str,
 ) -> Trained:
-    span = log_span(lake, until, n_jobs)
+    seq = lake.watermark  # what the log takes up meanwhile is not learned from
+    span = log_span(lake, until, n_jobs, seq=seq)
     outcome, note = define(name, span, until, horizon_days)
     cutoff = until - outcome.horizon_days * DAY_MICROS
     instants = snapshot_instants(cutoff, span.first, outcome.horizon_days)
-    data = training_set(lake, DEFAULT_VIEWS, outcome, instants, n_jobs)
+    data = training_set(lake, DEFAULT_VIEWS, outcome, instants, n_jobs, seq=seq)
     check_enough(data, name)
     judged = judge(data, cutoff, outcome.horizon_days, seed)
     fitted = fit_calibrated(judged.rung, data, outcome.horizon_days, seed)
@@ -212,10 +220,22 @@ def _train_outcome(
         metrics={**judged.metrics, "horizon_days": float(outcome.horizon_days)},
         population=outcome.population,
     )
-    write_model(folder, card, DEFAULT_VIEWS, fitted.estimator, fitted.calibration, data.X)
-    gate = gate_outcome(judged, _serving_outcome(name, tracking_uri), cutoff)
-    manifest = {key: str(value) for key, value in data.manifest.items() if key != "instants"}
-    return card, gate, manifest | {"instants": f"{len(instants)} from {from_micros(instants[0]).isoformat()}"}
+    today = sample_vectors(lake, DEFAULT_VIEWS, until, lambda X: outcome.population.contains(X, DEFAULT_VIEWS.names))
+    write_model(folder, card, DEFAULT_VIEWS, fitted.estimator, fitted.calibration, data.X, today)
+    manifest = training_sets.save(lake, name, data, saved_at=datetime.now(UTC))
+    (folder / TRAINING_SET_FILE).write_text(json.dumps(manifest, indent=1))
+    champion = _serving_outcome(name, tracking_uri)
+    theirs = None
+    if champion is not None and champion.view_set.version != DEFAULT_VIEWS.version:
+        spine = pd.DataFrame({"contact_key": judged.rows.contact_key, "as_of": judged.rows.as_of})
+        theirs = historical_features(lake, spine, champion.view_set, n_jobs, seq=seq).X
+    gate = gate_outcome(judged, champion, cutoff, theirs)
+    tags = {key: str(manifest[key]) for key in ("view_set", "watermark", "rows", "contacts_share", "checksum")}
+    tags |= {
+        "training_set": manifest["folder"],
+        "instants": f"{len(instants)} from {from_micros(instants[0]).isoformat()}",
+    }
+    return card, gate, tags
 
 
 def _serving_outcome(name: str, tracking_uri: str) -> ServedOutcome | None:
@@ -228,11 +248,12 @@ def _serving_outcome(name: str, tracking_uri: str) -> ServedOutcome | None:
     return model if isinstance(model, ServedOutcome) else None
 
 
-def gate_outcome(judged: Judged, current: ServedOutcome | None, cutoff: int) -> Gate:
+def gate_outcome(judged: Judged, current: ServedOutcome | None, cutoff: int, X: Array | None = None) -> Gate:
     """Not below the base rate, and not worse than the champion on the same rows by more than noise (log-loss).
 
     A champion that was trained after the cut-off has seen these rows' outcomes. Then its recipe, its rung fitted on
-    what was known at the cut-off, stands in for it.
+    what was known at the cut-off, stands in for it. ``X`` are the judged rows' vectors of the champion's view set,
+    where that is another than theirs.
     """
     rows = judged.rows
     losses = {name: log_losses(rows.y, p) for name, p in judged.probabilities.items()}
@@ -242,7 +263,7 @@ def gate_outcome(judged: Judged, current: ServedOutcome | None, cutoff: int) -> 
     if current is None:
         return Gate(True, f"first version; beats the base rate (log-loss gain {over_base.mean:+.4f})")
     if to_micros(datetime.fromisoformat(current.card.as_of)) <= cutoff:
-        stands, theirs = f"version {current.version}", log_losses(rows.y, current.predict(rows.X))
+        stands, theirs = f"version {current.version}", log_losses(rows.y, current.predict(rows.X if X is None else X))
     else:
         stands, theirs = f"version {current.version}'s recipe ({current.rung})", losses[current.rung]
     difference = paired_difference(losses["served"] - theirs, rows.contact_key)
@@ -254,16 +275,17 @@ def gate_outcome(judged: Judged, current: ServedOutcome | None, cutoff: int) -> 
 
 
 def _train_hours(lake: Lake, until: int, folder: Path, n_jobs: int) -> Trained:
-    sends = closed_sends(lake, until, n_jobs)
+    seq = lake.watermark  # what the log takes up meanwhile is not learned from
+    sends = closed_sends(lake, until, n_jobs, seq=seq)
     if len(sends) == 0:
         raise NotEnoughData(
             "send_hour has no send older than 24 h to learn from; it takes "
             f"{send_hour.MIN_SENDS}, {send_hour.MIN_SPREAD_SENDS} of them outside the commonest hour: "
             "send a campaign spread over the day"
         )
-    found = _fit_hours(lake, sends, until, n_jobs)
+    found = _fit_hours(lake, sends, until, seq, n_jobs)
     contacts = np.unique(sends.contact_key)
-    X = vectors_of(lake, SEND_HOUR_VIEWS, contacts, until, n_jobs)
+    X = vectors_of(lake, SEND_HOUR_VIEWS, contacts, until, n_jobs, seq=seq)
     card = ModelCard(
         name=send_hour.NAME,
         kind="send_hour",
@@ -277,16 +299,18 @@ def _train_hours(lake: Lake, until: int, folder: Path, n_jobs: int) -> Trained:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         metrics={**found.metrics},
     )
-    write_model(folder, card, SEND_HOUR_VIEWS, found.model, None, X)
+    today = sample_vectors(lake, SEND_HOUR_VIEWS, until, lambda X: card.population.contains(X, SEND_HOUR_VIEWS.names))
+    write_model(folder, card, SEND_HOUR_VIEWS, found.model, None, X, today)
     manifest = {
         "view_set": f"{SEND_HOUR_VIEWS.name}@{SEND_HOUR_VIEWS.version}",
-        "watermark": str(lake.watermark),
+        "watermark": str(seq),
         "rows": str(len(sends)),
+        "checksum": checksum(*(getattr(sends, name) for name in Sends.__dataclass_fields__), X),
     }
     return card, Gate(True, "flat unless hours provably differ, so it cannot do worse than not knowing"), manifest
 
 
-def _fit_hours(lake: Lake, sends: Sends, until: int, n_jobs: int) -> FittedHours:
+def _fit_hours(lake: Lake, sends: Sends, until: int, seq: int, n_jobs: int) -> FittedHours:
     reason = send_hour.too_little(sends)
     if reason is not None:
         return send_hour.default_model(sends, reason)
@@ -298,7 +322,7 @@ def _fit_hours(lake: Lake, sends: Sends, until: int, n_jobs: int) -> FittedHours
     def after(begin: int, end: int) -> Slice:
         later = sends.take((sends.sent_at >= begin) & (sends.sent_at < end))
         contacts, row = np.unique(later.contact_key, return_inverse=True)
-        return Slice(vectors_of(lake, SEND_HOUR_VIEWS, contacts, begin, n_jobs), later, row)
+        return Slice(vectors_of(lake, SEND_HOUR_VIEWS, contacts, begin, n_jobs, seq=seq), later, row)
 
     tuning, judging = after(tune_from, judge_from), after(judge_from, until)
     early, middle = known_at(tune_from), known_at(judge_from)
@@ -307,7 +331,7 @@ def _fit_hours(lake: Lake, sends: Sends, until: int, n_jobs: int) -> FittedHours
             sends, f"{len(sends)} sends left too close together to judge hours on later ones; the default hour stays"
         )
     contacts = np.unique(sends.contact_key)
-    X = vectors_of(lake, SEND_HOUR_VIEWS, contacts, until, n_jobs)
+    X = vectors_of(lake, SEND_HOUR_VIEWS, contacts, until, n_jobs, seq=seq)
     return send_hour.fit_hours(early, tuning, middle, judging, sends, X)
 
 

@@ -79,7 +79,7 @@ class _ScoresOfBucket:
     def __call__(self, lake: Lake, bucket: int) -> Part:
         from features.kernel import sweep  # numba: loaded where it is used
 
-        columns = lake.read_bucket(bucket)
+        columns = lake.read_bucket(bucket, self.model.view_set.needs_properties)
         known = (columns.occurred_at < self.as_of) & (columns.received_at <= self.as_of)
         contacts = np.unique(columns.contact_key[known])
         keys, probabilities, details = [contacts[:0]], [np.empty(0)], []

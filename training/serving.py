@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from features.checks import Reference, reference_of
 from features.views import VIEW_SETS, ViewSet
 from training.calibration import Calibration
 from training.estimators import RUNGS, Estimator
@@ -30,7 +31,7 @@ FORMAT = 1
 GOLDEN_ROWS = 8
 GOLDEN_TOLERANCE = 1e-9
 MODEL_FILE, VIEWS_FILE, CALIBRATION_FILE = "model.json", "view_set.json", "calibration.json"
-GOLDEN_FILE, CHECKSUMS_FILE = "golden.json", "checksums.json"
+GOLDEN_FILE, CHECKSUMS_FILE, REFERENCE_FILE = "golden.json", "checksums.json", "reference.json"
 
 
 class BrokenModel(ValueError):
@@ -62,6 +63,12 @@ class Population:
                 meets &= values <= (np.inf if most is None else most)
             inside |= meets
         return inside
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Population:
+        """The population that ``dataclasses.asdict`` turned into ``content``, perhaps by way of JSON."""
+        alternatives = (tuple((n, least, most) for n, least, most in bounds) for bounds in content["alternatives"])
+        return cls(tuple(alternatives), content["says"])
 
 
 #: Everyone there is a vector of.
@@ -121,6 +128,11 @@ class ServedModel(Protocol):
         """Views whose vectors it takes, by name and version."""
         ...
 
+    @property
+    def reference(self) -> Reference | None:
+        """What its population looked like when it was trained; None for versions that did not keep it yet."""
+        ...
+
     def predict(self, X: Array) -> Array:
         """Probabilities, shape (n,), of vectors of shape (n, p)."""
         ...
@@ -171,6 +183,7 @@ class ServedOutcome(_Served):
 
     estimator: Estimator
     calibration: Calibration
+    reference: Reference | None = None
 
     def predict(self, X: Array) -> Array:
         """Probability of the outcome, shape (n,)."""
@@ -186,6 +199,7 @@ class ServedHours(_Served):
     """The send-hour model."""
 
     model: SendHourModel
+    reference: Reference | None = None
 
     @property
     def hour_effect(self) -> bool:
@@ -220,6 +234,7 @@ def write_model(
     learned: Estimator | SendHourModel,
     calibration: Calibration | None,
     X: Array,
+    population: Array | None = None,
 ) -> None:
     """Everything that serves a version, as plain files in ``folder``.
 
@@ -233,15 +248,26 @@ def write_model(
         None for ``send_hour``.
     X : ndarray, shape (n, p)
         Vectors of which a few become the golden rows.
+    population : ndarray, shape (m, p), optional
+        Vectors of the model's population on the day of training, from which later drift is told; default ``X``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     learned.save(folder)
     (folder / MODEL_FILE).write_text(_dumped(asdict(card)))
     (folder / VIEWS_FILE).write_text(
-        _dumped({"name": views.name, "version": views.version, "columns": views.describe()})
+        _dumped(
+            {
+                "name": views.name,
+                "version": views.version,
+                "definition": views.definition(),
+                "columns": views.describe(),
+            }
+        )
     )
     if calibration is not None:
         (folder / CALIBRATION_FILE).write_text(_dumped(asdict(calibration)))
+    reference = reference_of(X if population is None else population, views.names)
+    (folder / REFERENCE_FILE).write_text(json.dumps(reference.as_json(), allow_nan=False))
     golden = np.asarray(X, dtype=np.float64)[np.linspace(0, len(X) - 1, min(GOLDEN_ROWS, len(X))).astype(int)]
     outputs = _outputs(_assemble(folder, card, views), golden)
     rows = [[value if math.isfinite(value) else None for value in row] for row in golden.tolist()]
@@ -259,19 +285,19 @@ def stamp_version(folder: Path, version: int) -> None:
 def read_card(folder: Path) -> ModelCard:
     """What the version in ``folder`` says of itself; nothing is verified."""
     content = json.loads((Path(folder) / MODEL_FILE).read_text())
-    population = content["population"]
-    alternatives = tuple(tuple((n, a, b) for n, a, b in bounds) for bounds in population["alternatives"])
-    return ModelCard(**{**content, "population": Population(alternatives, population["says"])})
+    return ModelCard(**{**content, "population": Population.from_dict(content["population"])})
 
 
 def load_model(folder: Path) -> ServedOutcome | ServedHours:
     """The model in ``folder``, after its checksums, its view set and its golden rows were found right.
 
+    It brings the view set that it was trained on along: what ``features/views.py`` declares by now does not matter.
+
     Raises
     ------
     BrokenModel
-        If a file is missing, was altered, belongs to another view set than this installation declares, or the model
-        no longer gives the outputs it gave when it was written.
+        If a file is missing, was altered, the view set cannot be evaluated any more, or the model no longer gives the
+        outputs it gave when it was written.
     """
     folder = Path(folder)
     try:
@@ -295,13 +321,7 @@ def load_model(folder: Path) -> ServedOutcome | ServedHours:
         raise BrokenModel(
             f"{folder} is written in format {card.format}, this version reads format {FORMAT}; train the model again"
         )
-    views = VIEW_SETS.get(card.view_set)
-    if views is None or views.version != card.view_set_version:
-        declared = "none of that name" if views is None else f"version {views.version}"
-        raise BrokenModel(
-            f"{card.name} {card.version} was trained on view set {card.view_set!r} version {card.view_set_version}, "
-            f"this installation declares {declared}; run `kairos train {card.name}` or restore features/views.py"
-        )
+    views = _view_set(folder, card)
     model = _assemble(folder, card, views)
     golden = json.loads((folder / GOLDEN_FILE).read_text())
     X = np.array([[math.nan if value is None else value for value in row] for row in golden["X"]], dtype=np.float64)
@@ -314,11 +334,37 @@ def load_model(folder: Path) -> ServedOutcome | ServedHours:
     return model
 
 
+def _view_set(folder: Path, card: ModelCard) -> ViewSet:
+    """The view set that the model was trained on, made from its definition; the declared one where it is the same."""
+    said = f"{card.name} {card.version} was trained on view set {card.view_set!r} version {card.view_set_version}"
+    remedy = f"run `kairos train {card.name}` or serve another version (`kairos models promote`)"
+    declared = VIEW_SETS.get(card.view_set)
+    is_declared = declared is not None and declared.version == card.view_set_version
+    definition = json.loads((folder / VIEWS_FILE).read_text()).get("definition")
+    if definition is None:  # versions of before the definition was kept
+        if declared is not None and is_declared:
+            return declared
+        other = "none of that name" if declared is None else f"version {declared.version}"
+        raise BrokenModel(f"{said}, does not keep its definition, and this installation declares {other}; {remedy}")
+    try:
+        views = ViewSet.from_definition(definition)
+    except ValueError as error:
+        raise BrokenModel(f"{said}, which this program cannot evaluate: {error}; {remedy}") from None
+    if (views.name, views.version) != (card.view_set, card.view_set_version):
+        raise BrokenModel(f"{said}, but {folder / VIEWS_FILE} defines {views.name!r} version {views.version}; {remedy}")
+    return declared if declared is not None and is_declared else views
+
+
 def _assemble(folder: Path, card: ModelCard, views: ViewSet) -> ServedOutcome | ServedHours:
     if card.kind == "send_hour":
-        return ServedHours(card, views, SendHourModel.load(folder))
+        return ServedHours(card, views, SendHourModel.load(folder), _reference(folder))
     calibration = Calibration(**json.loads((folder / CALIBRATION_FILE).read_text()))
-    return ServedOutcome(card, views, RUNGS[card.rung].load(folder), calibration)
+    return ServedOutcome(card, views, RUNGS[card.rung].load(folder), calibration, _reference(folder))
+
+
+def _reference(folder: Path) -> Reference | None:
+    path = folder / REFERENCE_FILE
+    return Reference.from_json(json.loads(path.read_text())) if path.is_file() else None
 
 
 def _dumped(content: object) -> str:

@@ -11,19 +11,21 @@ from fastapi import APIRouter, Depends, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from features.online import online_features
+from features.online import served_features
 from features.tables import from_micros
 from features.views import DEFAULT_VIEWS
 from service.api.installation import Installation, allow, as_problem, aware, find_contact, installation
 from service.api.paging import Cursor, Limit, before, page, position
 from service.api.predictions import shown_predictions
+from service.erase import erase_contacts
 from service.flow.predict import predict
 from service.tables import ConsentRow, ContactRow, EventRow, IdentityRow
 
-router = APIRouter(prefix="/v1/contacts", tags=["contacts"], dependencies=[Depends(allow("read"))])
+router = APIRouter(prefix="/v1/contacts", tags=["contacts"])
+READ, WRITE = [Depends(allow("read"))], [Depends(allow("write"))]
 
 
-@router.get("")
+@router.get("", dependencies=READ)
 def list_contacts(
     limit: Limit = 50, cursor: Cursor = None, here: Installation = Depends(installation)
 ) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def list_contacts(
 
 
 # A user id may hold slashes: the longer paths come first, the bare one takes what is left.
-@router.get("/{user_id:path}/events")
+@router.get("/{user_id:path}/events", dependencies=READ)
 def list_events(
     user_id: str,
     limit: Limit = 50,
@@ -67,7 +69,7 @@ def list_events(
     )
 
 
-@router.get("/{user_id:path}/vector")
+@router.get("/{user_id:path}/vector", dependencies=READ)
 def read_vector(
     user_id: str,
     as_of: datetime | None = Query(None, description="Instant; only what was known then counts. Default: now."),
@@ -76,29 +78,32 @@ def read_vector(
     """The contact's features as of an instant, as the models see them."""
     instant = here.clock.now() if as_of is None else aware(as_of, "as_of")
     with here.database.reading() as session, as_problem():
-        vector = online_features(session, [find_contact(session, user_id)], instant, DEFAULT_VIEWS)[0]
+        key = find_contact(session, user_id)
+        served = served_features(session, [key], instant, DEFAULT_VIEWS, here.cache)
+    if as_of is None:  # what the models are asked about; a look into the past is not kept
+        here.vectors.record([key], instant, DEFAULT_VIEWS, served)
     return {
         "user_id": user_id,
         "as_of": instant,
         "view_set": DEFAULT_VIEWS.version,
         "features": {
             name: value if math.isfinite(value) else None
-            for name, value in zip(DEFAULT_VIEWS.names, vector.tolist(), strict=True)
+            for name, value in zip(DEFAULT_VIEWS.names, served.X[0].tolist(), strict=True)
         },
     }
 
 
-@router.get("/{user_id:path}/predictions")
+@router.get("/{user_id:path}/predictions", dependencies=READ)
 def read_predictions(user_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
     """What the contact is expected to do, computed now; null with a why where nothing can be said."""
     now = here.clock.now()
     with here.database.reading() as session:
         key = find_contact(session, user_id)
-        predictions = predict(session, [key], here.serving, as_of=now)
+        predictions = predict(session, [key], here.serving, as_of=now, cache=here.cache, record=here.vectors.record)
         return shown_predictions(session, predictions, [user_id], here.settings)[0]
 
 
-@router.get("/{user_id:path}")
+@router.get("/{user_id:path}", dependencies=READ)
 def read_contact(user_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
     """Profile: traits, time zone, address, consent in force, names."""
     with here.database.reading() as session:
@@ -109,6 +114,19 @@ def read_contact(user_id: str, here: Installation = Depends(installation)) -> di
             .order_by(IdentityRow.created_at, IdentityRow.identity)
         ).all()
         return _shown(row) | {"identities": list(identities), "consent": _consent(session, row.contact_key)}
+
+
+@router.delete("/{user_id:path}", dependencies=WRITE, status_code=202)
+def erase_contact(user_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """Erase the contact: at once from the database; the worker takes it out of the files within its next rounds."""
+    erased = erase_contacts(here.database, here.settings, [user_id], now=here.clock.now())
+    return {
+        "user_id": user_id,
+        "events": erased.events,
+        "sends_cancelled": erased.sends_cancelled,
+        "sends_leaving": erased.sends_leaving,
+        "pending": "files",
+    }
 
 
 def _shown(row: ContactRow) -> dict[str, Any]:

@@ -115,7 +115,10 @@ def read_decision(decision_id: str, here: Installation = Depends(installation)) 
 
 @router.post("/rewards", dependencies=[Depends(allow("write"))])
 def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """Rewards of decisions, each counted once for its decision and kind, however often it is reported."""
+    """Rewards of decisions, each counted once for its decision and kind, however often it is reported.
+
+    Those for contacts who were erased since are counted and not kept.
+    """
     now = here.clock.now()
     rewards = body if isinstance(body, list) else [body]
     with here.database.writing() as session:
@@ -124,6 +127,7 @@ def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(inst
         for reward in rewards:
             if reward.decision_id not in rows:
                 raise NotFound(f"there is no decision {reward.decision_id!r}; name the id that was answered")
+        kept = [reward for reward in rewards if rows[reward.decision_id].contact_key in identities]
         appended = append(
             session,
             [
@@ -137,12 +141,13 @@ def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(inst
                     value_minor=minor_units(reward.value, here.settings.currency) if reward.kind == "revenue" else None,
                     properties={"kind": reward.kind, "value": reward.value},
                 )
-                for reward in rewards
+                for reward in kept
             ],
             received_at=to_micros(now),
             default_timezone=here.settings.timezone,
         )
-    return {"stored": appended.stored, "duplicates": appended.duplicates}
+    answer = {"stored": appended.stored, "duplicates": appended.duplicates}
+    return answer | ({"erased": len(rewards) - len(kept)} if len(kept) < len(rewards) else {})
 
 
 def _decisions(session: Session, decision_ids: tuple[str, ...] | list[str]) -> dict[str, DecisionRow]:

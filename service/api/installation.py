@@ -16,12 +16,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from features.contacts import find
+from features.online import VectorCache
 from service.api.metrics import Metrics
 from service.clock import Clock
 from service.database import Database
 from service.errors import Forbidden, Invalid, NotFound, Unauthorized
 from service.hits import HitBuffer
 from service.keys import Key, KeyCache, authenticate
+from service.served_vectors import VectorLog
 from service.settings import Settings
 from service.tables import IdentityRow
 
@@ -38,8 +40,11 @@ class Installation:
     clock: Clock
     serving: Serving
     hits: HitBuffer
+    vectors: VectorLog
     metrics: Metrics
     keys: KeyCache = field(default_factory=KeyCache)
+    #: Events of the contacts that were asked about lately.
+    cache: VectorCache = field(default_factory=VectorCache)
     #: Targets of tracked links that were asked for lately, by number.
     link_targets: dict[int, str] = field(default_factory=dict)
 

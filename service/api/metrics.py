@@ -1,19 +1,23 @@
-"""Prometheus metrics: requests, events, sends by state."""
+"""Prometheus metrics: requests, events, sends by state, the newest check of the feature store."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.clock import Clock
 from service.database import Database
+from service.feature_checks import latest_check
+from service.served_vectors import VectorLog
 from service.tables import SendRow
 
 log = logging.getLogger(__name__)
@@ -22,7 +26,7 @@ log = logging.getLogger(__name__)
 class Metrics:
     """The counters of one app, in a registry of their own."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock, vectors: VectorLog) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "kairos_requests", "HTTP requests.", ["method", "route", "status"], registry=self.registry
@@ -38,6 +42,7 @@ class Metrics:
         for outcome in ("stored", "duplicate", "quarantined"):
             self.events.labels(outcome)
         self.registry.register(_SendsByState(database))
+        self.registry.register(_FeatureStore(database, clock, vectors))
 
 
 class _SendsByState(Collector):
@@ -58,6 +63,84 @@ class _SendsByState(Collector):
         except SQLAlchemyError as error:  # the other metrics are worth having while the database is away
             log.warning("sends are not counted: %s", error, extra={"action": "metrics_without_sends"})
         return [family]
+
+
+class _FeatureStore(Collector):
+    """What the newest stored check of the feature store found, and what became of sampled vectors in this process."""
+
+    def __init__(self, database: Database, clock: Clock, vectors: VectorLog) -> None:
+        self._database = database
+        self._clock = clock
+        self._vectors = vectors
+
+    def describe(self) -> Iterable[Metric]:
+        return [_logged_vectors(self._vectors)]
+
+    def collect(self) -> Iterable[Metric]:
+        yield _logged_vectors(self._vectors)
+        try:
+            with self._database.reading() as session:
+                check = latest_check(session)
+        except SQLAlchemyError as error:
+            log.warning("the newest check is not read: %s", error, extra={"action": "metrics_without_check"})
+            return
+        if check is not None:
+            yield from _found(check.report, (self._clock.now() - check.checked_at).total_seconds())
+
+
+def _logged_vectors(vectors: VectorLog) -> Metric:
+    family = CounterMetricFamily(
+        "kairos_vectors_logged", "Served vectors of sampled contacts by what became of them.", labels=["outcome"]
+    )
+    family.add_metric(["written"], vectors.written)
+    family.add_metric(["dropped"], vectors.dropped)
+    return family
+
+
+def _found(report: dict[str, Any], age_seconds: float) -> Iterable[Metric]:
+    """The report's figures as gauges; what it could not tell is left out."""
+
+    def gauge(name: str, says: str, value: float | None) -> Iterable[Metric]:
+        if value is not None:
+            yield GaugeMetricFamily(name, says, value=value)
+
+    yield from gauge("kairos_feature_check_age_seconds", "Since the newest check of the feature store.", age_seconds)
+    yield from gauge("kairos_feature_check_problems", "Problems that it found.", len(report["problems"]))
+    fresh, replayed = report["freshness"] or {}, report["replay"] or {}
+    yield from gauge(
+        "kairos_feature_freshness_seconds",
+        "Wait of the oldest event that the lake did not have when it was checked.",
+        fresh.get("seconds_behind"),
+    )
+    yield from gauge(
+        "kairos_lake_events_behind",
+        "Events that the lake did not have when it was checked.",
+        fresh.get("events_behind"),
+    )
+    yield from gauge("kairos_vectors_replayed", "Served vectors computed again.", replayed.get("compared"))
+    yield from gauge(
+        "kairos_vectors_mismatched", "Of these, those that are not what the lake gives.", replayed.get("mismatched")
+    )
+    psi = GaugeMetricFamily(
+        "kairos_feature_psi", "Population stability index against the day of training.", labels=["model", "feature"]
+    )
+    ks = GaugeMetricFamily(
+        "kairos_feature_ks", "Kolmogorov-Smirnov distance from the day of training.", labels=["model", "feature"]
+    )
+    for model, shown in report["models"].items():
+        for feature, one in shown["features"].items():
+            if one["psi"] is not None:
+                psi.add_metric([model, feature], one["psi"])
+            if one["ks"] is not None:
+                ks.add_metric([model, feature], one["ks"])
+    missing = GaugeMetricFamily(
+        "kairos_feature_missing_share", "Share of the contacts without a value.", labels=["view_set", "feature"]
+    )
+    for views, shown in report["view_sets"].items():
+        for feature, share in shown["missing_shares"].items():
+            if share is not None:
+                missing.add_metric([views, feature], share)
+    yield from (psi, ks, missing)
 
 
 class Measured:

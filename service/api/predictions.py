@@ -50,7 +50,13 @@ def predict_live(asked: PredictionRequest, here: Installation = Depends(installa
         if not known:
             raise NotFound(f"there is no contact {missing[0][:80]!r}; send an identify or track call for it first")
         predictions = predict(
-            session, [found[user_id] for user_id in known], here.serving, as_of=now, models=asked.models
+            session,
+            [found[user_id] for user_id in known],
+            here.serving,
+            as_of=now,
+            models=asked.models,
+            cache=here.cache,
+            record=here.vectors.record,
         )
         return {
             "predictions": shown_predictions(session, predictions, known, here.settings),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -10,8 +10,8 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from features.online import online_features
-from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS, ViewSet
+from features.online import Served, VectorCache, served_features
+from features.views import ViewSet
 from service.tables import ServingModelRow
 from training.explain import Reason
 from training.serving import ServedHours, ServedOutcome, Serving
@@ -20,6 +20,9 @@ MODELS = ("churn", "conversion", "send_hour")
 
 #: Contacts whose vectors are computed at once.
 CHUNK = 10_000
+
+#: Is told what was served: contacts, instant, view set, and their vectors with the place of the log that they saw.
+Record = Callable[[np.ndarray, datetime, ViewSet, Served], None]
 
 
 @dataclass(frozen=True)
@@ -91,38 +94,54 @@ def predict(
     as_of: datetime,
     models: Sequence[str] = MODELS,
     with_reasons: bool = True,
+    cache: VectorCache | None = None,
+    record: Record | None = None,
 ) -> Predictions:
-    """Live predictions of ``models`` for each contact, from its events known at ``as_of``."""
+    """Live predictions of ``models`` for each contact, from its events known at ``as_of``.
+
+    Each model gets vectors of the view set it was trained on; models that share a set share its vectors.
+    """
     keys = np.asarray(contact_keys, dtype=np.int64)
     loaded = {name: model for name in models if (model := serving.get(name)) is not None}
     missing = {name: f"no {name} model serves yet; run `kairos train {name}`" for name in models if name not in loaded}
+    view_sets = {model.view_set.version: model.view_set for model in loaded.values()}
+    vectors = {version: _vectors(session, keys, as_of, views, cache, record) for version, views in view_sets.items()}
     outcomes = {name: model for name, model in loaded.items() if isinstance(model, ServedOutcome)}
     scored: dict[str, ScoredModel] = {}
     if outcomes:
-        vectors = _vectors(session, keys, as_of, DEFAULT_VIEWS)
         reference = _reference(session, list(outcomes))
         for name, model in outcomes.items():
-            scored[name] = _score(model, vectors, reference.get(name), with_reasons)
+            scored[name] = _score(model, vectors[model.view_set.version], reference.get(name), with_reasons)
     hours = None
     by_hour = loaded.get("send_hour")
     if isinstance(by_hour, ServedHours):
-        vectors = _vectors(session, keys, as_of, SEND_HOUR_VIEWS)
+        own = vectors[by_hour.view_set.version]
         hours = Hours(
             version=by_hour.version,
             rung=by_hour.rung,
-            probabilities=by_hour.predict_hours(vectors),
-            level=tuple(by_hour.levels(vectors)),
+            probabilities=by_hour.predict_hours(own),
+            level=tuple(by_hour.levels(own)),
             is_usable=np.full(len(keys), by_hour.hour_effect, dtype=bool),
         )
     return Predictions(keys, as_of, scored, hours, missing)
 
 
-def _vectors(session: Session, keys: np.ndarray, as_of: datetime, views: ViewSet) -> np.ndarray:
-    parts = [
-        online_features(session, keys[start : start + CHUNK].tolist(), as_of, views)
-        for start in range(0, len(keys), CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, len(views.names)))
+def _vectors(
+    session: Session,
+    keys: np.ndarray,
+    as_of: datetime,
+    views: ViewSet,
+    cache: VectorCache | None,
+    record: Record | None,
+) -> np.ndarray:
+    parts = [np.empty((0, len(views.names)))]
+    for start in range(0, len(keys), CHUNK):
+        some = keys[start : start + CHUNK]
+        served = served_features(session, some.tolist(), as_of, views, cache)
+        if record is not None:
+            record(some, as_of, views, served)
+        parts.append(served.X)
+    return np.concatenate(parts)
 
 
 def _reference(session: Session, models: Sequence[str]) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import BigInteger, ColumnElement, delete, func, insert, select, type_coerce
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -33,6 +33,7 @@ from service.tables import (
     ArmRow,
     CursorRow,
     DecisionRow,
+    ErasureRow,
     ExperimentRow,
     LearnerCellRow,
     RewardRow,
@@ -77,11 +78,39 @@ def learn(session: Session, *, now: datetime, snapshot_interval: timedelta = SNA
 
 
 def rebuild(session: Session) -> None:
-    """Forget the fold; the next `learn` reads the whole log again. Snapshots are kept: decisions refer to them."""
+    """Forget the fold; the next `learn` reads the whole log again. Snapshots are kept: decisions refer to them.
+
+    The events of erased contacts are no longer in the log. What they taught begins the new fold, counted from the
+    decisions, sends and rewards that were kept of them without a name.
+    """
     _locked_cursor(session).position = 0
     session.execute(delete(LearnerCellRow))
-    session.execute(delete(RewardRow))
+    erased = select(DecisionRow.decision_id).join(ErasureRow, ErasureRow.contact_key == DecisionRow.contact_key)
+    session.execute(delete(RewardRow).where(RewardRow.decision_id.not_in(erased)))
+    is_success = (RewardRow.kind == ExperimentRow.reward) & (RewardRow.value > 0)
+    shown_at = type_coerce(func.coalesce(SendRow.finished_at, DecisionRow.decided_at), BigInteger)
+    cell = (DecisionRow.experiment_id, DecisionRow.arm_id, DecisionRow.wave)
+    kept = (
+        select(*cell, func.count(), func.count(RewardRow.decision_id), func.sum(shown_at // 1_000_000))
+        .join(ErasureRow, ErasureRow.contact_key == DecisionRow.contact_key)
+        .join(ExperimentRow, ExperimentRow.experiment_id == DecisionRow.experiment_id)
+        .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
+        .outerjoin(RewardRow, (RewardRow.decision_id == DecisionRow.decision_id) & is_success)
+        .where(_took_effect())
+        .group_by(*cell)
+    )
+    cells = [
+        {"experiment_id": experiment, "arm_id": arm, "wave": wave, "trials": n, "successes": k, "sum_shown_at": int(at)}
+        for experiment, arm, wave, n, k, at in session.execute(kept)
+    ]
+    if cells:
+        session.execute(insert(LearnerCellRow), cells)
     session.flush()
+
+
+def _took_effect() -> ColumnElement[bool]:
+    """A decision taken through the API was shown at once, one for a mail when the mail left."""
+    return (DecisionRow.send_id.is_(None)) | (SendRow.state == "accepted")
 
 
 def statistics(session: Session, experiment_id: str, *, now: datetime) -> ArmStatistics:
@@ -238,7 +267,7 @@ class _Fold:
             select(DecisionRow, ExperimentRow.reward, ExperimentRow.reward_window_hours, SendRow.finished_at)
             .join(ExperimentRow, ExperimentRow.experiment_id == DecisionRow.experiment_id)
             .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
-            .where((DecisionRow.send_id.is_(None)) | (SendRow.state == "accepted"))
+            .where(_took_effect())
         )
         for column, wanted in (
             (DecisionRow.send_id, send_ids),

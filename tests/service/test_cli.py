@@ -121,6 +121,8 @@ def test_keys_are_made_listed_and_revoked(kairos: Callable[..., Any]):
         (["import", "orders", "x.csv", "--map", "contact"], 2, "FIELD=COLUMN"),
         (["features", "get", "nobody"], 1, "'nobody'"),
         (["features", "get", "nobody", "--as-of", "soon"], 2, "'soon'"),
+        (["features", "vectors", "--views", "sofas"], 2, "'sofas'"),
+        (["features", "vectors", "--out", "nowhere/x.parquet"], 1, "nowhere/x.parquet"),
         (["train", "weather"], 2, "'weather'"),
         (["models", "show", "churn"], 1, "kairos train churn"),
         (["models", "rollback", "churn"], 1, "kairos train churn"),
@@ -165,6 +167,21 @@ def test_orders_go_in_and_vectors_come_out(kairos: Callable[..., Any], tmp_path:
     assert len(vector["features"]) >= 40
 
 
+def test_a_check_that_finds_something_fails_and_says_what_to_do(kairos: Callable[..., Any], tmp_path: Path):
+    """A store that is well is 0; a file of the lake that was cut short is 1, with the file and the remedy."""
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    kairos("import", "orders", "orders.csv")
+    well = answer(kairos("features", "check", "--json"))
+    file = next((tmp_path / "home" / "lake").glob("bucket=*/*.parquet"))
+    file.write_bytes(file.read_bytes()[:-9])
+    code, out, _ = kairos("features", "check")
+
+    assert (well["ok"], well["problems"], well["freshness"]["events_behind"]) == (True, [], 40)
+    assert code == 1
+    assert f"WRONG    {file}" in out
+    assert "`kairos features rebuild`" in out
+
+
 def test_people_read_what_programs_read(kairos: Callable[..., Any], tmp_path: Path):
     """Without `--json` each command answers in lines."""
     (tmp_path / "orders.csv").write_text(ORDERS)
@@ -174,6 +191,7 @@ def test_people_read_what_programs_read(kairos: Callable[..., Any], tmp_path: Pa
         ["features", "list"],
         ["features", "rebuild"],
         ["features", "get", "1"],
+        ["features", "check"],
         ["keys", "list"],
         ["simulate", "world", "--contacts", "20", "--days", "10"],
         ["worker", "--once"],
@@ -240,3 +258,23 @@ def test_serve_answers_until_it_is_told_to_stop(tmp_path: Path):
 
     assert process.returncode == 0
     assert "Traceback" not in err
+
+
+def test_vectors_go_into_a_snapshot_or_a_file(kairos: Callable[..., Any], tmp_path: Path):
+    """The same vectors either way, of every contact known at the instant; the report says how many and how long."""
+    import pandas as pd
+
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    answer(kairos("import", "orders", "orders.csv", "--json"))
+    kept = answer(kairos("features", "vectors", "--as-of", "2011-08-31", "--json"))
+    taken = answer(kairos("features", "vectors", "--as-of", "2011-08-31", "--out", "vectors.parquet", "--json"))
+    snapshot = pd.concat([pd.read_parquet(path) for path in sorted(Path(kept["written"]).glob("*.parquet"))])
+    file = pd.read_parquet(tmp_path / "vectors.parquet").set_index("contact_key").sort_index()
+
+    assert kept["rows"] == taken["rows"] == len(file) == 5
+    assert kept["columns"] == taken["columns"] == len(file.columns)
+    assert kept["view_set"].startswith("default@")
+    assert kept["seconds"] >= 0
+    pd.testing.assert_frame_equal(file, snapshot.set_index("contact_key").sort_index())
+    one = answer(kairos("features", "get", "1", "--as-of", "2011-08-31", "--json"))["features"]
+    assert any(file.loc[key, "revenue_ever"] == one["revenue_ever"] for key in file.index)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 
 from features.labels import CONVERSION
 from features.tables import to_micros
-from features.views import DEFAULT_VIEWS
+from features.views import DEFAULT_VIEWS, ViewSet
 from training import conversion, registry
 from training.datasets import DAY_MICROS, Definition, TrainingSet, log_span, snapshot_instants, training_set
 from training.ladder import NotEnoughData, check_enough, choose_rung, fit_calibrated, judge
@@ -73,7 +75,7 @@ def test_what_happens_after_an_instant_changes_no_vector_before_it(shop, shop_se
 
         buckets, watermark = shop.lake.buckets, shop.lake.watermark
 
-        def read_bucket(self, bucket: int):
+        def read_bucket(self, bucket: int, with_properties: bool = False):
             return columns[bucket].take(columns[bucket].occurred_at < cut)
 
     early = shop_set.closed_by(cut, HORIZON)
@@ -182,6 +184,27 @@ def test_the_gate_refuses_what_is_worse_than_the_base_rate_or_the_champion(shop_
     below = gate_outcome(type(judged)(judged.rung, "", judged.rows, reversed_, {}), None, cutoff)
     assert not below.passed
     assert "base rate" in below.reason
+
+
+def test_a_champion_of_other_views_is_judged_on_vectors_of_its_own(shop, mlruns, monkeypatch) -> None:
+    """After the views were edited the gate compares with what the champion really says of the same rows."""
+    where = {"tracking_uri": mlruns.tracking_uri, "artifact_root": mlruns.artifact_root}
+    turned = ViewSet("default", DEFAULT_VIEWS.views[::-1])
+    early = shop.now - timedelta(days=HORIZON + 1)
+    monkeypatch.setattr("training.runs.DEFAULT_VIEWS", turned)
+    old = train("conversion", shop.lake, early, **where)
+    monkeypatch.undo()
+    same = train("conversion", shop.lake, early, **where)
+
+    gates = {}
+    for version in (old, same):
+        registry.promote("conversion", version.version, tracking_uri=mlruns.tracking_uri)
+        gates[version.version] = train("conversion", shop.lake, shop.now, **where).gate
+
+    assert load_model(old.folder).view_set.names == turned.names != DEFAULT_VIEWS.names
+    assert "version 1 on" in gates[1]
+    # The same columns in another order are the same model but for the last digits of its fit.
+    assert gates[1].replace("version 1", "version 2") == gates[2]
 
 
 def test_unknown_models_are_named(shop, mlruns) -> None:

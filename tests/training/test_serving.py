@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS
+from features.views import DEFAULT_VIEWS, ORDERS, SEND_HOUR_VIEWS, FeatureView, ViewSet
 from training.calibration import Calibration
 from training.estimators import RUNGS
 from training.send_hour import SendHourModel
@@ -96,14 +96,68 @@ def test_a_model_that_no_longer_gives_its_golden_outputs_is_refused(folder, tmp_
         load_model(copy)
 
 
-def test_another_view_set_is_refused_with_the_remedy(tmp_path) -> None:
-    """A model trained on other declarations is not fed with these."""
+def _altered(folder: Path, **changes: object) -> Path:
+    """The folder with other contents of ``view_set.json``, vouched for by its checksums."""
+    content = json.loads((folder / "view_set.json").read_text()) | changes
+    (folder / "view_set.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    stamp_version(folder, 1)
+    return folder
+
+
+EDITED = ViewSet("default", (FeatureView("orders", "count", ORDERS, (14,), "frequency", "orders", "Orders."),))
+
+
+def test_a_model_goes_on_with_the_views_it_was_trained_on(folder, monkeypatch) -> None:
+    """After ``features/views.py`` was edited an old version gives what it gave, reasons with their families too."""
+    X, _ = _vectors()
+    before = load_model(folder)
+    probabilities, reasons = before.predict(X), before.reasons(X[:20])
+    for declared in ({"default": EDITED}, {}):
+        monkeypatch.setattr("training.serving.VIEW_SETS", declared)
+        model = load_model(folder)
+
+        assert model.view_set is not DEFAULT_VIEWS
+        assert (model.view_set.version, model.view_set.names) == (DEFAULT_VIEWS.version, DEFAULT_VIEWS.names)
+        assert model.predict(X).tobytes() == probabilities.tobytes()
+        assert model.reasons(X[:20]) == reasons
+
+
+def test_a_definition_that_is_not_the_cards_is_refused(tmp_path) -> None:
+    """A card that names another version, and a definition of other views, do not go together."""
     X, y = _vectors()
     foreign = replace(_card("logistic"), view_set_version="0123456789abcdef")
-    write_model(tmp_path, foreign, DEFAULT_VIEWS, RUNGS["logistic"].fit(X, y), Calibration(), X)
+    write_model(tmp_path / "a", foreign, DEFAULT_VIEWS, RUNGS["logistic"].fit(X, y), Calibration(), X)
+    with pytest.raises(
+        BrokenModel, match=rf"0123456789abcdef.*version {DEFAULT_VIEWS.version}.*kairos train conversion"
+    ):
+        load_model(tmp_path / "a")
+    other = _altered(_written(tmp_path / "b", "logistic"), definition=EDITED.definition())
+    with pytest.raises(BrokenModel, match=rf"{DEFAULT_VIEWS.version}.*defines 'default' version {EDITED.version}"):
+        load_model(other)
 
-    with pytest.raises(BrokenModel, match=r"0123456789abcdef.*kairos train conversion"):
-        load_model(tmp_path)
+
+def test_a_definition_that_cannot_be_evaluated_is_refused(tmp_path, monkeypatch) -> None:
+    """Primitives that mean something else by now, one this program has not, or no definition at all."""
+    content = DEFAULT_VIEWS.definition()
+    strange = content | {"views": [{**content["views"][0], "foresight_days": 3}]}
+    for number, definition in enumerate((strange, {"name": "default"}, [1])):
+        with pytest.raises(BrokenModel, match=r"cannot evaluate.*kairos train conversion"):
+            load_model(_altered(_written(tmp_path / str(number), "logistic"), definition=definition))
+    folder = _written(tmp_path / "m", "logistic")
+    monkeypatch.setattr("features.views.SEMANTICS", 99)
+    with pytest.raises(BrokenModel, match=r"semantics.*99.*kairos train conversion"):
+        load_model(folder)
+
+
+def test_a_folder_without_a_definition_serves_as_long_as_its_views_are_declared(tmp_path, monkeypatch) -> None:
+    """Versions of before definitions were kept: taken while the declared set is theirs, refused after an edit."""
+    old = _altered(_written(tmp_path / "m", "logistic"), definition=None)
+
+    assert load_model(old).view_set is DEFAULT_VIEWS
+    for declared, says in (({"default": EDITED}, f"declares version {EDITED.version}"), ({}, "none of that name")):
+        monkeypatch.setattr("training.serving.VIEW_SETS", declared)
+        with pytest.raises(BrokenModel, match=rf"does not keep its definition.*{says}.*kairos train conversion"):
+            load_model(old)
 
 
 def test_a_missing_file_or_folder_is_named(folder, tmp_path) -> None:

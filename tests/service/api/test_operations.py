@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from features.lake import Lake
 from service.app import create_app
 from service.clock import SimulatedClock
 from service.database import Database
+from service.feature_checks import check_features
 from service.keys import create_key
 from service.settings import Settings
 from tests.service.calling import Caller, Client
@@ -48,6 +51,32 @@ def test_metrics_count_requests_events_and_sends(client: Any, caller: Callable[.
     assert re.search(r'kairos_requests_total\{method="POST",route="/v1/batch",status="200"\} 1.0', text)
     assert "# TYPE kairos_sends gauge" in text
     assert "secret-id" not in text
+
+
+def test_metrics_show_the_newest_check_of_the_feature_store(
+    client: Any, database: Database, settings: Settings, clock: SimulatedClock
+):
+    """Before the first there is none; then its figures, its age, and nothing that it could not tell."""
+    before = client.get("/metrics").text
+    check_features(database, Lake(settings.lake, settings.buckets), now=clock.now())
+    clock.move_to(clock.now() + timedelta(seconds=90))
+    after = client.get("/metrics").text
+
+    assert "kairos_feature_check" not in before
+    assert 'kairos_vectors_logged_total{outcome="written"} 0.0' in before
+    for line in (
+        "kairos_feature_check_age_seconds 90.0",
+        "kairos_feature_check_problems 0.0",
+        "kairos_feature_freshness_seconds 0.0",
+        "kairos_lake_events_behind 0.0",
+        "kairos_vectors_replayed 0.0",
+        "kairos_vectors_mismatched 0.0",
+        "# TYPE kairos_feature_psi gauge",
+        "# TYPE kairos_feature_ks gauge",
+        "# TYPE kairos_feature_missing_share gauge",
+    ):
+        assert line in after
+    assert "NaN" not in after
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Laws of predictions over HTTP, with models that really serve."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from features.contacts import resolve
+from features.lake import Lake
 from features.views import DEFAULT_VIEWS
+from service.clock import SimulatedClock
 from service.database import Database
+from service.feature_checks import check_features
 from service.flow.predict import refresh_serving
 from service.jobs import serve_version
+from service.served_vectors import VectorLog, read_served
+from service.settings import Settings
 from service.tables import PredictionRow
 from training.calibration import Calibration
 from training.estimators import RidgeLogistic
@@ -43,6 +48,32 @@ def conversion(client: Any, database: Database, tmp_path: Path, now: datetime) -
         serve_version(session, "conversion", 3, folder, now=now)
         refresh_serving(session, client.app.state.installation.serving, now=now, wait=True)
     return column
+
+
+def test_what_live_answers_came_from_is_recorded_for_sampled_contacts(
+    key: Any, client: Any, database: Database, conversion: str, settings: Settings, clock: SimulatedClock
+):
+    """One contact's predictions, many's, and the vector of now; a look into the past is not. All replay."""
+    here = client.app.state.installation
+    here.vectors = VectorLog(database, 1.0)
+    for user in ("buyer", "reader"):
+        key("POST", "/v1/page", json={"userId": user})
+    asked = [
+        lambda: key("GET", "/v1/contacts/buyer/predictions"),
+        lambda: key("POST", "/v1/predictions", json={"user_ids": ["reader", "buyer"]}),
+        lambda: key("GET", "/v1/contacts/reader/vector"),
+        lambda: key("GET", "/v1/contacts/reader/vector", params={"as_of": "2026-01-01T00:00:00Z"}),
+    ]
+    for ask in asked:
+        clock.move_to(clock.now() + timedelta(seconds=1))
+        assert ask().status_code == 200
+    here.vectors.close()
+
+    with database.reading() as session:
+        served, _ = read_served(session)
+    assert [int(at) for at in np.diff(np.sort(served.as_of))] == [1_000_000, 0, 1_000_000]
+    report = check_features(database, Lake(settings.lake, settings.buckets), now=clock.now())
+    assert (report["replay"]["compared"], report["replay"]["mismatched"]) == (4, 0)
 
 
 def test_a_model_that_serves_answers_with_reasons(key: Any, conversion: str, now: datetime):
