@@ -495,11 +495,8 @@ def _unpacked(packed: pa.Array, *, is_complete: bool = True) -> PropertyColumns:
     width = np.int32 if packed.type == pa.binary() else np.int64
     start = np.frombuffer(offsets, dtype=width)[packed.offset : packed.offset + len(packed) + 1].astype(np.int64)
     values = np.frombuffer(b"" if data is None else data, dtype=np.uint8)[start[0] : start[-1]].view(_PROPERTY)
-    return PropertyColumns(
-        (start - start[0]) // _PROPERTY.itemsize,
-        *(np.ascontiguousarray(values[part]) for part in ("name", "value", "number")),
-        is_complete,
-    )
+    name, value, number = (np.ascontiguousarray(values[part]) for part in ("name", "value", "number"))
+    return PropertyColumns((start - start[0]) // _PROPERTY.itemsize, name, value, number, is_complete)
 
 
 def _merged(one: PropertyColumns, other: PropertyColumns) -> PropertyColumns:

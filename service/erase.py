@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote_plus
 
-from sqlalchemy import case, delete, func, insert, or_, select, update
+from sqlalchemy import case, delete, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from features.contacts import find
@@ -387,7 +387,7 @@ def _end_sends(session: Session, keys: Sequence[int], now: datetime) -> tuple[in
             .values(
                 # Whether a message that was leaving has left, only its provider knows.
                 state=case((leaving, "unknown"), (is_open, "cancelled"), else_=SendRow.state),
-                finished_at=case((is_open, now), else_=SendRow.finished_at),
+                finished_at=case((is_open, literal(now, SendRow.finished_at.type)), else_=SendRow.finished_at),
                 # Who holds it can no longer write, and what is claimed no longer begins.
                 lease_token=case((is_open, SendRow.lease_token + 1), else_=SendRow.lease_token),
                 # Until then the outbox may still get the message: the files are not done before.

@@ -82,7 +82,7 @@ def test_real_orders_give_pandas_recency_frequency_and_money(database: Database,
     lake = Lake(str(tmp_path / "lake"))
     with database.reading() as session:
         lake.sync(session)
-        keys = dict(session.execute(select(IdentityRow.identity, IdentityRow.contact_key)).tuples().all())
+        keys = {row.identity: row.contact_key for row in session.scalars(select(IdentityRow))}
     orders = raw_orders(file)
     assert report.orders == len(orders)
     families = ("recency", "frequency", "monetary")
