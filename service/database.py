@@ -84,7 +84,7 @@ class Database:
         """Let no deleted byte stay in the database's files; False if readers stood in the way: try again later.
 
         SQLite zeroes what is deleted, but copies that a page kept when it was split stay until the file is written
-        anew: that takes some 25 s per GB, in which nobody else writes and twice as much again lies on the disk. On
+        anew: that takes 10 to 25 s per GB, in which nobody else writes and twice as much again lies on the disk. On
         PostgreSQL dead rows are cleared away, without a lock; its pages overwrite the bytes in the course of time.
         """
         if not self.is_sqlite:

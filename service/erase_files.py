@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 #: What was under way when a contact was erased may bring a row of theirs for so long.
 STRAGGLERS = timedelta(days=2)
-#: A database file up to this size is written anew with every round that erased somebody (some 25 s per GB), a larger
+#: A database file up to this size is written anew with every round that erased somebody (10 to 25 s per GB), a larger
 #: one once a day.
 SCRUBBED_AT_ONCE = 256 * 2**20
 SCRUB_INTERVAL = timedelta(days=1)

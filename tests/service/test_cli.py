@@ -278,3 +278,18 @@ def test_vectors_go_into_a_snapshot_or_a_file(kairos: Callable[..., Any], tmp_pa
     pd.testing.assert_frame_equal(file, snapshot.set_index("contact_key").sort_index())
     one = answer(kairos("features", "get", "1", "--as-of", "2011-08-31", "--json"))["features"]
     assert any(file.loc[key, "revenue_ever"] == one["revenue_ever"] for key in file.index)
+
+
+def test_contacts_are_erased_with_their_files(kairos: Callable[..., Any], tmp_path: Path):
+    """Database and lake at once; a name that nobody has stops the command before it erases anybody."""
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    answer(kairos("import", "orders", "orders.csv", "--json"))
+    answer(kairos("features", "sync", "--json"))
+    code, _, err = kairos("contacts", "erase", "1", "nobody")
+    assert (code, "'nobody'" in err) == (1, True)
+    report = answer(kairos("contacts", "erase", "1", "2", "--json"))
+
+    assert (report["contacts"], report["files"]["finished"], report["files"]["waiting"]) == (2, 2, 0)
+    assert report["events"] > 10
+    assert answer(kairos("features", "verify", "--json"))["equal"]
+    assert kairos("features", "get", "1")[0] == 1

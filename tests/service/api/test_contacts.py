@@ -135,3 +135,43 @@ def test_a_cursor_opens_only_its_own_list(key: Any):
 
     assert key("GET", "/v1/contacts/a/events", params={"cursor": cursor}).status_code == 200
     assert key("GET", "/v1/contacts/b/events", params={"cursor": cursor}).status_code == 422
+
+
+def test_an_erased_contact_is_no_more(key: Any, caller: Callable[..., Any]):
+    """202 says that the files follow; every path then answers 404, as does erasing again; others stay."""
+    writer = caller("write")
+    put(key, identify("a/b", email="ann@shop.example"), identify("43"))
+    erased = writer("DELETE", "/v1/contacts/a%2Fb")
+
+    assert erased.status_code == 202
+    assert erased.json() == {
+        "user_id": "a/b", "events": 1, "sends_cancelled": 0, "sends_leaving": 0, "pending": "files",
+    }  # fmt: skip
+    for path in ("", "/events", "/vector", "/predictions"):
+        assert key("GET", f"/v1/contacts/a%2Fb{path}").status_code == 404
+    again = writer("DELETE", "/v1/contacts/a%2Fb")
+    assert (again.status_code, again.json()["type"]) == (404, "urn:kairos:problem:not-found")
+    assert [item["user_id"] for item in key("GET", "/v1/contacts").json()["items"]] == ["43"]
+
+
+def test_erasing_needs_the_right_to_write(key: Any):
+    """A key that may only read and ingest is refused, and nothing happens."""
+    put(key, identify())
+
+    assert key("DELETE", "/v1/contacts/42").status_code == 403
+    assert key("GET", "/v1/contacts/42").status_code == 200
+
+
+def test_rewards_for_an_erased_contact_are_counted_and_not_kept(caller: Callable[..., Any]):
+    """A caller that reports late is told; its other rewards are stored."""
+    key = caller("read", "write")
+    arms = [{"id": "a", "content": "A"}, {"id": "b", "content": "B"}]
+    body = {"name": "Test", "kind": "subject", "arms": arms, "reward": "click"}
+    experiment = key("POST", "/v1/experiments", json=body).json()["id"]
+    asked = {"experiment": experiment, "user_ids": ["x", "y"], "occurrence": "once"}
+    made = {one["user_id"]: one["decision_id"] for one in key("POST", "/v1/decisions", json=asked).json()["decisions"]}
+    key("DELETE", "/v1/contacts/x")
+    told = key("POST", "/v1/rewards", json=[{"decision_id": id_, "kind": "click"} for id_ in made.values()])
+
+    assert told.json() == {"stored": 1, "duplicates": 0, "erased": 1}
+    assert key("GET", f"/v1/decisions/{made['x']}").json()["user_id"] is None
