@@ -293,7 +293,7 @@ def append(
         Microseconds since 1970 UTC from which the events are known. Raised to the newest one in the log, so that known
         time never runs backwards along the log.
     imported : bool
-        History: every event counts as known when it occurred, and ``received_at`` is not used.
+        History: every event counts as known when it occurred; ``received_at`` only bounds what may have occurred.
     default_timezone : str
         IANA zone of events that name none.
     most_behind : int, optional
@@ -391,7 +391,7 @@ def _validate(event: NewEvent, received_at: int, imported: bool) -> None:
             f"event {event.message_id!r} has occurred_at {event.occurred_at}, outside 1970 to 2100; "
             "pass microseconds since 1970-01-01 UTC"
         )
-    if not imported and event.occurred_at > received_at + FUTURE_TOLERANCE_MICROS:
+    if event.occurred_at > received_at + FUTURE_TOLERANCE_MICROS:
         raise ValueError(
             f"event {event.message_id!r} says it happened at {_said(event.occurred_at)}, more than 1 day after it was "
             f"received at {_said(received_at)}; check the sender's clock and the unit of its timestamp"

@@ -212,7 +212,9 @@ class Lake:
         try:
             raw = json.loads(text)
             written_format, buckets = int(raw["format"]), int(raw["buckets"])
-        except (ValueError, KeyError, TypeError) as error:
+            if written_format == FORMAT and raw.pop("sha256") != _checksum(raw):
+                raise ValueError("it was altered: its checksum is another")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LakeError(
                 f"{self.store.locate(MANIFEST)} is no manifest ({len(text):,} bytes; {error}); delete this file and "
                 "run `kairos features rebuild`"
@@ -325,7 +327,8 @@ class Lake:
             files = dict(before.files)
             removed = 0
             gone = np.array(sorted(keys), dtype=np.int64)
-            for bucket in np.unique(self.bucket_of(gone)).tolist():
+            buckets = np.unique(self.bucket_of(gone)).tolist()
+            for bucket in buckets:
                 events = self._events(bucket, files.get(bucket, ()))
                 stay = ~np.isin(events.contact_key, gone)
                 if stay.all():
@@ -336,7 +339,8 @@ class Lake:
                     files[bucket] = (self._write(bucket, f"base-{before.watermark}", events.take(stay)),)
             after = replace(before, files=files, erased=before.erased | keys)
             self._publish(after)
-            self._sweep(before, after, [bucket for bucket, of in files.items() if of != before.files.get(bucket)])
+            # All of their buckets: a run that was killed before it swept may have left files with their events behind.
+            self._sweep(before, after, buckets)
         return removed
 
     def _fill(self, session: Session, upto: int) -> SyncReport:
@@ -410,7 +414,7 @@ class Lake:
                 str(bucket): [asdict(file) for file in files] for bucket, files in sorted(manifest.files.items())
             },
         }
-        self.store.write(MANIFEST, json.dumps(text).encode())
+        self.store.write(MANIFEST, json.dumps({**text, "sha256": _checksum(text)}).encode())
 
     def _sweep(self, before: Manifest, after: Manifest, written: Collection[int]) -> None:
         """Files that only ``before`` names are deleted, and in the buckets just written what a crash left behind."""
@@ -420,6 +424,11 @@ class Lake:
             unnamed.update(self.store.list(_folder(bucket)))
         for path in sorted(unnamed - kept):
             self.store.remove(path)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """By which a manifest knows that no byte of it changed: a wrong watermark would leave events out for good."""
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _folder(bucket: int) -> str:

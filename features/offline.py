@@ -134,8 +134,10 @@ def historical_features(
     edges = np.searchsorted(bucket_of[order], np.arange(lake.buckets + 1))
     asked = np.flatnonzero(np.diff(edges)).tolist()
     rows = [order[edges[bucket] : edges[bucket + 1]] for bucket in asked]
-    X = np.empty((len(keys), len(views.names)), dtype=np.float64)
     # A worker gets its bucket's part of the spine, and its vectors go into place as they come: X is never held twice.
+    # It is filled, not just allocated: a bucket's rows lie all over it, so that the first part to be put into place
+    # would wait for every page of it while the other parts heap up.
+    X = np.full((len(keys), len(views.names)), np.nan)
     tasks = ((bucket, keys[of], as_of[of]) for bucket, of in zip(asked, rows, strict=True))
     parts = _map(_VectorsOfBucket(views, watermark if seq is None else seq), lake, tasks, n_jobs, watermark)
     for of, part in zip(rows, parts, strict=True):
@@ -153,8 +155,7 @@ class _VectorsOfBucket:
     ) -> npt.NDArray[np.float64]:
         from features.kernel import sweep  # numba: loaded where it is used
 
-        wanted = {"with_properties": True} if getattr(self.views, "needs_properties", False) else {}
-        columns = lake.read_bucket(bucket, **wanted)
+        columns = lake.read_bucket(bucket, self.views.needs_properties)
         if len(columns) and columns.seq.max() > self.seq:
             columns = columns.take(columns.seq <= self.seq)
         return sweep(columns, keys, as_of, self.views)

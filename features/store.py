@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -22,6 +23,10 @@ ADVISORY_LOCK = 0x4B61_6972_6F73  # "Kairos"
 
 class StoreError(ValueError):
     """A file is missing, is not what was written, or could not be written; the message names file and remedy."""
+
+
+class NotWritten(StoreError):
+    """A file could not be written; what was there before is unchanged."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class Store:
 
     def _open(self) -> None:
         self._thread_lock = threading.Lock()
-        self._fs, self._root = url_to_fs(self.url)
+        try:
+            self._fs, self._root = url_to_fs(self.url)
+        except ImportError as error:  # s3://… without s3fs, and the like
+            raise StoreError(f"{self.url} takes a package that is not installed: {error}") from None
         protocols = (self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol
         #: Whether the store is a folder of this machine.
         self.is_local = "file" in protocols
@@ -71,13 +79,13 @@ class Store:
 
         Raises
         ------
-        StoreError
+        NotWritten
             If the disk is full or the place cannot be written; what was there before is untouched.
         """
         try:
             self._put(path, data)
         except OSError as error:
-            raise StoreError(
+            raise NotWritten(
                 f"{self.locate(path)} ({len(data):,} bytes) could not be written: {error.strerror or error}; free "
                 "space or mend the folder's permissions, and try again. What was there before is unchanged"
             ) from error
@@ -170,4 +178,7 @@ class Store:
                 place = os.path.join(tempfile.gettempdir(), f"kairos-{named}.lock")
             with open(place, "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                if self.is_local:  # no writer is at work: what is half written at the root, a killed one left behind
+                    for leftover in Path(self._root).glob("*.tmp"):
+                        leftover.unlink()
                 yield

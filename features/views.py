@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from features.properties import value_text
 from features.vocabulary import (
@@ -71,6 +71,11 @@ NAN_WITHOUT: dict[str, str] = {
     "trait": "nothing told, or no number",
     "trait_recency": "nothing told, or no instant",
 }
+
+#: A century: a longer window is a mistake of units.
+MAX_WINDOW_DAYS = 36_525
+#: Columns that a frame of vectors has besides.
+RESERVED = ("contact_key", "as_of", "user_id")
 
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -144,7 +149,7 @@ class Stream:
                     + (f"did you mean {near[0]!r}? " if near else "")
                     + "Put the name of an event of your own into custom_kinds"
                 )
-        if not self.every_kind:
+        if not self.every_kind or "" in self.every_kind:
             raise ValueError(f"stream {self.name!r} looks at no event; name at least one kind")
 
     @property
@@ -204,13 +209,22 @@ class FeatureView:
     half_life_days: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.windows or any(days is not None and days < 1 for days in self.windows):
-            raise ValueError(f"view {self.name!r} has windows {self.windows}; name at least one of ≥ 1 days, or None")
+        if not self.name or self.name in RESERVED:
+            raise ValueError(f"a view cannot be called {self.name!r}; name it by what it measures")
+        if self.primitive not in get_args(Primitive):
+            raise ValueError(f"view {self.name!r} has primitive {self.primitive!r}; choose of {get_args(Primitive)}")
+        if not self.windows or any(
+            days is not None and not (isinstance(days, int) and 1 <= days <= MAX_WINDOW_DAYS) for days in self.windows
+        ):
+            raise ValueError(
+                f"view {self.name!r} has windows {self.windows}; name at least one, each a whole number of days from 1 "
+                f"to {MAX_WINDOW_DAYS}, or None for everything"
+            )
         if self.primitive == "rate" and (self.over is None or self.prior_strength <= 0):
             raise ValueError(f"rate {self.name!r} needs `over` and a prior_strength above 0, so that 0/0 has a value")
         if self.primitive == "trend" and None in self.windows:
             raise ValueError(f"trend {self.name!r} compares a window with the one before; everything has none before")
-        if self.primitive == "hour_histogram" and 24 % self.bins:
+        if self.primitive == "hour_histogram" and (self.bins < 1 or 24 % self.bins):
             raise ValueError(f"histogram {self.name!r} has {self.bins} bins; name a number that divides 24")
         if self.primitive in ("hour_histogram", "weekday_histogram") and len(self.windows) != 1:
             raise ValueError(f"histogram {self.name!r} has windows {self.windows}; a histogram takes one")

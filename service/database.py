@@ -12,16 +12,22 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-#: Milliseconds a SQLite connection waits for another process's write lock before it gives up.
+#: Milliseconds a SQLite connection waits for another process's write lock before it gives up …
 BUSY_TIMEOUT_MS = 20_000
 #: … and one that scrubs waits for readers, while writers wait for it.
 SCRUB_TIMEOUT_MS = 2_000
+#: Pages that a reading and the writing connection keep: readers take theirs from the mapped file; a writer changes
+#: pages all over the clustered log, and what does not fit is written twice.
+READER_CACHE_KIB, WRITER_CACHE_KIB = 16_384, 262_144
+MMAP_BYTES = 2**31
+#: Pages in the write-ahead log before they are brought into the file: a page changed often is brought over once.
+CHECKPOINT_PAGES = 4_000
 
 
 class Database:
@@ -55,10 +61,14 @@ class Database:
             options["connect_args"] = {"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000}
         self.engine: Engine = create_engine(parsed, pool_size=20, max_overflow=40, **options)
         self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
+        self._writer = self.engine
         if self.is_sqlite:
-            event.listen(self.engine, "connect", partial(_configure_sqlite, is_durable))
-            event.listen(self.engine, "begin", _begin_sqlite)
-        self._writer = self.engine.execution_options(kairos_write=True)
+            event.listen(self.engine, "connect", partial(_configure_sqlite, is_durable, READER_CACHE_KIB))
+            event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+            # One writer at a time needs one connection, and keeps its cache from one transaction to the next.
+            self._writer = create_engine(parsed, pool_size=1, max_overflow=0, **options)
+            event.listen(self._writer, "connect", partial(_configure_sqlite, is_durable, WRITER_CACHE_KIB))
+            event.listen(self._writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -112,9 +122,10 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+        self._writer.dispose()
 
 
-def _configure_sqlite(is_durable: bool, connection: Any, _record: Any) -> None:
+def _configure_sqlite(is_durable: bool, cache_kib: int, connection: Any, _record: Any) -> None:
     # isolation_level None hands BEGIN to us; FULL makes a 200 and an `accepted` survive a power cut.
     connection.isolation_level = None
     cursor = connection.cursor()
@@ -124,7 +135,9 @@ def _configure_sqlite(is_durable: bool, connection: Any, _record: Any) -> None:
     # Deleted bytes become zeros, also where SQLite was not built so (costs nothing that can be measured).
     cursor.execute("PRAGMA secure_delete=ON")
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA cache_size=-65536")
+    cursor.execute(f"PRAGMA cache_size=-{cache_kib}")
+    cursor.execute(f"PRAGMA mmap_size={MMAP_BYTES}")
+    cursor.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
     cursor.execute("PRAGMA temp_store=MEMORY")
     cursor.close()
 
@@ -133,8 +146,3 @@ def _empty_wal(cursor: Any) -> bool:
     """Bring the write-ahead log into the file and cut it to nothing; False if readers need it."""
     busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not busy
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("kairos_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

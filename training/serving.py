@@ -268,7 +268,9 @@ def write_model(
         (folder / CALIBRATION_FILE).write_text(_dumped(asdict(calibration)))
     reference = reference_of(X if population is None else population, views.names)
     (folder / REFERENCE_FILE).write_text(json.dumps(reference.as_json(), allow_nan=False))
-    golden = np.asarray(X, dtype=np.float64)[np.linspace(0, len(X) - 1, min(GOLDEN_ROWS, len(X))).astype(int)]
+    # Each column from another contact: what stays in the folder after an erasure is nobody's vector.
+    picked = np.linspace(0, len(X) - 1, min(GOLDEN_ROWS, len(X))).astype(int)
+    golden = np.asarray(X, dtype=np.float64)[(picked[:, None] + np.arange(X.shape[1])) % len(X), np.arange(X.shape[1])]
     outputs = _outputs(_assemble(folder, card, views), golden)
     rows = [[value if math.isfinite(value) else None for value in row] for row in golden.tolist()]
     (folder / GOLDEN_FILE).write_text(_dumped({"X": rows, "outputs": outputs.tolist()}))

@@ -133,7 +133,7 @@ def test_known_time_never_runs_backwards_along_the_log(any_database: Database):
     """A clock that is a little behind is taken forward; history is known when it occurred and moves no clock."""
     with any_database.writing() as session:
         append(session, [page("one")], received_at=NOON + 1_000)
-        append(session, [page("history", occurred_at=NOON - DAY_MICROS)], received_at=0, imported=True)
+        append(session, [page("history", occurred_at=NOON - DAY_MICROS)], received_at=NOON, imported=True)
         append(session, [page("two")], received_at=NOON)
         append(session, [page("three")], received_at=NOON + 2_000)
 

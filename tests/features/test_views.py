@@ -114,11 +114,17 @@ def test_the_order_of_columns_is_part_of_the_version():
     ("changes", "said"),
     [
         ({"windows": ()}, "at least one"),
-        ({"windows": (0,)}, "≥ 1 days"),
+        ({"windows": (0,)}, "from 1 to 36525"),
+        ({"windows": (10**9,)}, "from 1 to 36525"),
+        ({"windows": (2.5,)}, "whole number of days"),
+        ({"primitive": "cuont"}, "'cuont'; choose of .*'count'"),
+        ({"name": ""}, "name it by what it measures"),
+        ({"name": "contact_key"}, "name it by what it measures"),
         ({"primitive": "rate"}, "`over`"),
         ({"primitive": "rate", "over": SENDS}, "prior_strength"),
         ({"primitive": "trend", "windows": EVER}, "none before"),
         ({"primitive": "hour_histogram", "bins": 7}, "divides 24"),
+        ({"primitive": "hour_histogram", "bins": 0}, "divides 24"),
         ({"primitive": "hour_histogram", "windows": (7, 30)}, "takes one"),
         ({"primitive": "decayed", "half_life_days": 7}, "it takes .None,."),
         ({"primitive": "decayed", "windows": EVER}, "half_life_days 0.0; name a number above 0"),
@@ -149,8 +155,9 @@ def test_an_unknown_event_is_refused_when_the_view_is_declared():
         Stream("orders", ("Order Complete",))
     with pytest.raises(ValueError, match="custom_kinds"):
         Stream("sofas", ("Sofa Tested",))
-    with pytest.raises(ValueError, match="looks at no event"):
-        Stream("nothing", ())
+    for custom_kinds in ((), ("",)):
+        with pytest.raises(ValueError, match="looks at no event"):
+            Stream("nothing", (), custom_kinds=custom_kinds)
 
     assert Stream("sofas", (), custom_kinds=("Sofa Tested",)).every_kind == ("Sofa Tested",)
 
