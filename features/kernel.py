@@ -55,6 +55,7 @@ _SCANNED = {"distinct": DISTINCT, "decayed": DECAYED, "trait": TRAIT, "trait_rec
 _NEEDS_VALUES = {SUM, MEAN}
 _NEEDS_DAYS = {DAYS, GAP_MEAN, GAP_STD, OVERDUE}
 _NEEDS_HOURS = {HOURS, WEEKDAYS}
+_NAN_WITHOUT_EVENTS = {MEAN, RECENCY, FIRST_SEEN, GAP_MEAN, GAP_STD, OVERDUE}
 
 #: Bins of the histograms of a group: 24 hours, then 7 weekdays.
 HISTOGRAM_BINS = 24 + 7
@@ -86,6 +87,8 @@ class Program:
     #: Per derived column: code, column, first operand, second operand; and (prior mean, prior strength).
     derived_table: npt.NDArray[np.int64]
     derived_priors: npt.NDArray[np.float64]
+    #: The vector without events, but for what is derived.
+    blank: npt.NDArray[np.float64]
     n_columns: int
     n_hidden: int
     needs_properties: bool
@@ -214,6 +217,13 @@ def compile_views(view_set: ViewSet) -> Program:
                 len(scan_rows),
             ]
         )
+    blank = np.zeros(n_columns)
+    for (_, _, code, _), out in operations.items():
+        if code in _NAN_WITHOUT_EVENTS:
+            blank[out] = np.nan
+    for (_, _, code, *_), out in scans.items():
+        if code in (TRAIT, TRAIT_RECENCY):
+            blank[out] = np.nan
     return Program(
         streams=streams,
         stream_table=np.array(stream_rows, dtype=np.int64).reshape(-1, 10),
@@ -229,6 +239,7 @@ def compile_views(view_set: ViewSet) -> Program:
             dtype=np.int64,
         ).reshape(-1, 4),
         derived_priors=np.array([[mean, strength] for *_, mean, strength in derived], dtype=np.float64).reshape(-1, 2),
+        blank=blank,
         n_columns=n_columns,
         n_hidden=column - n_columns,
         needs_properties=view_set.needs_properties,
@@ -318,6 +329,7 @@ def sweep(
         program.where_bounds,
         program.derived_table,
         program.derived_priors,
+        program.blank,
         program.n_hidden,
         out,
     )
@@ -376,6 +388,7 @@ def _kernel() -> Any:
         array(t.float64, 2),  # where_bounds
         array(t.int64, 2),  # derived_table
         array(t.float64, 2),  # derived_priors
+        array(t.float64),  # blank
         t.int64,  # n_hidden
         t.Array(t.float64, 2, "C"),  # out
     )
@@ -417,6 +430,7 @@ def _sweep(
     where_bounds: Any,
     derived_table: Any,
     derived_priors: Any,
+    blank: Any,
     n_hidden: int,
     out: Any,
 ) -> bool:
@@ -456,6 +470,10 @@ def _sweep(
         for k in range(n_asked):
             rows[k] = order[first + k]
             ends[k] = instants[rows[k]]
+            for column in range(len(blank)):  # streams without events are passed over later
+                out[rows[k], column] = blank[column]
+            for column in range(n_hidden):
+                hidden[k, column] = 0.0
 
         begin = _seek(contact_key, begin, key)
         end = begin
@@ -500,9 +518,10 @@ def _sweep(
             _values(
                 begin, occurred_at, value_minor, hour_of_week, ref, property_start, property_name, property_value,
                 property_number, members, counts, send_hour, ends[a:z], rows[a:z], stream_table, group_table,
-                operation_table, scan_table, scan_rates, scratch, histogram, items, before, lows, out, hidden,
+                operation_table, scan_table, scan_rates, scratch, histogram, items, before, lows, out,
+                hidden[a:z],
             )  # fmt: skip
-            _derive(rows[a:z], derived_table, derived_priors, out, hidden)
+            _derive(rows[a:z], derived_table, derived_priors, out, hidden[a:z])
         begin = end
         first = last
     return True
@@ -672,6 +691,8 @@ def _values(
         with_hours = stream_table[s, 4] != 0
         answers = stream_table[s, 5] != 0
         n = counts[s]
+        if n == 0:
+            continue
         for i in range(n):
             times[i] = time[members[s, i]]
         hi = 0

@@ -502,10 +502,11 @@ def _from_parquet(data: bytes, *, with_properties: bool = True) -> EventColumns:
 def _unpacked(packed: pa.Array, *, is_complete: bool = True) -> PropertyColumns:
     _, offsets, data = packed.buffers()
     width = np.int32 if packed.type == pa.binary() else np.int64
-    start = np.frombuffer(offsets, dtype=width)[packed.offset : packed.offset + len(packed) + 1].astype(np.int64)
+    start = np.frombuffer(offsets, dtype=width)[packed.offset : packed.offset + len(packed) + 1]
     values = np.frombuffer(b"" if data is None else data, dtype=np.uint8)[start[0] : start[-1]].view(_PROPERTY)
+    start = ((start - start[0]) // _PROPERTY.itemsize).astype(np.int64)
     name, value, number = (np.ascontiguousarray(values[part]) for part in ("name", "value", "number"))
-    return PropertyColumns((start - start[0]) // _PROPERTY.itemsize, name, value, number, is_complete)
+    return PropertyColumns(start, name, value, number, is_complete)
 
 
 def _merged(one: PropertyColumns, other: PropertyColumns) -> PropertyColumns:
