@@ -280,14 +280,41 @@ def sweep(
         If ``keys`` and ``as_of`` differ in shape, the events are not sorted by contact and time, or the set looks at
         properties that were not read.
     """
+    out = np.empty((np.size(keys), view_set.program.n_columns), dtype=np.float64)
+    sweep_into(out, np.arange(len(out)), columns, keys, as_of, view_set)
+    return out
+
+
+def sweep_into(
+    out: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int64],
+    columns: EventColumns,
+    keys: npt.ArrayLike,
+    as_of: npt.ArrayLike,
+    view_set: ViewSet,
+) -> None:
+    """The same vectors, written to the rows ``rows`` of ``out``: what is large need not be held twice.
+
+    Parameters
+    ----------
+    out : ndarray of float64, shape (m, n_columns)
+        Other rows are not touched, so that several threads may fill one array.
+    rows : ndarray of int64, shape (n,)
+        Row of each instant.
+    columns, keys, as_of, view_set
+        As of `sweep`.
+    """
     program = view_set.program
     instants = np.ascontiguousarray(as_of, dtype=np.int64)
     contacts = np.ascontiguousarray(keys, dtype=np.int64)
     if contacts.ndim != 1 or contacts.shape != instants.shape:
         raise ValueError(f"keys {contacts.shape} and as_of {instants.shape} must be one-dimensional and of one length")
-    out = np.empty((len(contacts), program.n_columns), dtype=np.float64)
+    if rows.shape != contacts.shape or out.shape[1] != program.n_columns:
+        raise ValueError(f"rows {rows.shape} and out {out.shape} do not fit {contacts.shape} × {program.n_columns}")
     if not len(contacts):
-        return out
+        return
+    if int(rows.min()) < 0 or int(rows.max()) >= len(out):
+        raise ValueError(f"rows {int(rows.min())} to {int(rows.max())} lie outside the {len(out)} rows of out")
     order = _order(contacts, instants)
     human, machine, streams_of, is_send = program.kind_tables(columns.kinds)
     properties = columns.properties
@@ -319,6 +346,7 @@ def sweep(
         contacts,
         instants,
         order,
+        rows,
         program.stream_table,
         program.group_table,
         program.operation_table,
@@ -335,7 +363,6 @@ def sweep(
     )
     if not sorted_events:
         raise ValueError("the events are not sorted by (contact_key, occurred_at); call EventColumns.sorted() first")
-    return out
 
 
 def _order(contacts: npt.NDArray[np.int64], instants: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -378,6 +405,7 @@ def _kernel() -> Any:
         array(t.int64),  # contacts
         array(t.int64),  # instants
         array(t.int64),  # order
+        array(t.int64),  # target
         array(t.int64, 2),  # stream_table
         array(t.int64, 2),  # group_table
         array(t.int64, 2),  # operation_table
@@ -420,6 +448,7 @@ def _sweep(
     contacts: Any,
     instants: Any,
     order: Any,
+    target: Any,
     stream_table: Any,
     group_table: Any,
     operation_table: Any,
@@ -468,8 +497,8 @@ def _sweep(
             lows = np.empty(asked, np.int64)
             hidden = np.empty((asked, n_hidden), np.float64)
         for k in range(n_asked):
-            rows[k] = order[first + k]
-            ends[k] = instants[rows[k]]
+            rows[k] = target[order[first + k]]
+            ends[k] = instants[order[first + k]]
             for column in range(len(blank)):  # streams without events are passed over later
                 out[rows[k], column] = blank[column]
             for column in range(n_hidden):

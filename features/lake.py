@@ -283,6 +283,7 @@ class Lake:
     def verify(self, session: Session) -> VerifyReport:
         """Whether every bucket holds exactly the log's events up to the watermark, and every file its bytes."""
         with self.store.exclusive(session):
+            self.store.forget()
             manifest = self._manifest()
             lake_counts = np.zeros(self.buckets, dtype=np.int64)
             lake_sums = np.zeros(self.buckets, dtype=np.uint64)

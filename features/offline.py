@@ -134,14 +134,21 @@ def historical_features(
     edges = np.searchsorted(bucket_of[order], np.arange(lake.buckets + 1))
     asked = np.flatnonzero(np.diff(edges)).tolist()
     rows = [order[edges[bucket] : edges[bucket + 1]] for bucket in asked]
-    # A worker gets its bucket's part of the spine, and its vectors go into place as they come: X is never held twice.
-    # It is filled, not just allocated: a bucket's rows lie all over it, so that the first part to be put into place
-    # would wait for every page of it while the other parts heap up.
-    X = np.full((len(keys), len(views.names)), np.nan)
-    tasks = ((bucket, keys[of], as_of[of]) for bucket, of in zip(asked, rows, strict=True))
-    parts = _map(_VectorsOfBucket(views, watermark if seq is None else seq), lake, tasks, n_jobs, watermark)
-    for of, part in zip(rows, parts, strict=True):
-        X[of] = part
+    vectors = _VectorsOfBucket(views, watermark if seq is None else seq)
+    # A worker gets its bucket's part of the spine. Threads write their vectors into place; from elsewhere they are put
+    # there as they come: X is never held twice.
+    if is_local():
+        X = np.empty((len(keys), len(views.names)))
+        into = ((bucket, keys[of], as_of[of], X, of) for bucket, of in zip(asked, rows, strict=True))
+        for _ in _map(vectors, lake, into, n_jobs):
+            pass
+    else:
+        # Filled, not just allocated: a bucket's rows lie all over it, so that the first part to be put into place
+        # would wait for every page of it while the other parts heap up.
+        X = np.full((len(keys), len(views.names)), np.nan)
+        tasks = ((bucket, keys[of], as_of[of]) for bucket, of in zip(asked, rows, strict=True))
+        for of, part in zip(rows, _map(vectors, lake, tasks, n_jobs, watermark), strict=True):
+            X[of] = part
     return FeatureFrame(keys, as_of, X, views.names, views.version, watermark if seq is None else seq)
 
 
@@ -151,14 +158,23 @@ class _VectorsOfBucket:
     seq: int
 
     def __call__(
-        self, lake: Lake, bucket: int, keys: npt.NDArray[np.int64], as_of: npt.NDArray[np.int64]
+        self,
+        lake: Lake,
+        bucket: int,
+        keys: npt.NDArray[np.int64],
+        as_of: npt.NDArray[np.int64],
+        out: npt.NDArray[np.float64] | None = None,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float64]:
-        from features.kernel import sweep  # numba: loaded where it is used
+        from features.kernel import sweep_into  # numba: loaded where it is used
 
         columns = lake.read_bucket(bucket, self.views.needs_properties)
         if len(columns) and columns.seq.max() > self.seq:
             columns = columns.take(columns.seq <= self.seq)
-        return sweep(columns, keys, as_of, self.views)
+        if out is None or rows is None:
+            out, rows = np.empty((len(keys), len(self.views.names))), np.arange(len(keys))
+        sweep_into(out, rows, columns, keys, as_of, self.views)
+        return out
 
 
 def _whole(spine: pd.DataFrame, name: str) -> npt.NDArray[np.int64]:

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from joblib import Parallel, delayed
 
 from features.events import DAY_MICROS, EventColumns, KindCodes, local_hour_of_week
 from features.lake import Lake, Manifest, splitmix64
 from features.properties import PropertyColumns, hash_ref
+from features.store import StoredFile
 from features.vocabulary import (
     CHECKOUT_STARTED,
     EMAIL_BOUNCED,
@@ -47,16 +49,16 @@ NAMES = tuple(SHARE)
 _CARRIES_VALUE = (PRODUCT_VIEWED, PRODUCT_ADDED, CHECKOUT_STARTED, ORDER_COMPLETED, ORDER_CANCELLED)
 _IS_ANSWER = (EMAIL_OPENED, EMAIL_CLICKED)
 
-CATEGORIES = tuple(f"{what} for {whom}" for what in ("Shoes", "Shirts", "Coats", "Bags") for whom in ("her", "him", "kids"))
+CATEGORIES = tuple(f"{what} for {whom}" for what in ("Shoes", "Shirts", "Coats") for whom in ("her", "him", "kids"))
 PATHS = tuple(f"/shelf/{number}" for number in range(200))
-PLANS = ("free", "plus", "family")
+AGES = tuple(str(age) for age in range(18, 88))
 #: Of each kind with properties: their names and possible values.
 PROPERTIES: dict[str, dict[str, tuple[str, ...]]] = {
     PAGE: {"path": PATHS},
     PRODUCT_VIEWED: {"category": CATEGORIES},
     PRODUCT_ADDED: {"category": CATEGORIES},
     ORDER_COMPLETED: {"category": CATEGORIES, "coupon": ("", "WELCOME", "SPRING")},
-    IDENTIFY: {"plan": PLANS},
+    IDENTIFY: {"age": AGES, "plan": ("free", "plus", "family")},
 }
 
 
@@ -83,11 +85,11 @@ class Drawn:
         return len(self.seq)
 
 
-def draw(rng: np.random.Generator, contacts: npt.NDArray[np.int64], n_events: int) -> Drawn:
-    """A year of ``n_events`` events of these contacts (ascending keys)."""
+def draw(rng: np.random.Generator, contacts: npt.NDArray[np.int64], n_events: int, start: int = START) -> Drawn:
+    """A year of ``n_events`` events of these contacts (ascending keys) from ``start`` (µs) on."""
     activity = rng.lognormal(0.0, 1.0, len(contacts))
     contact_key = np.repeat(contacts, rng.multinomial(n_events, activity / activity.sum()))
-    at = START + rng.integers(0, DAYS * DAY_MICROS // 1_000, n_events) * 1_000
+    at = start + rng.integers(0, DAYS * DAY_MICROS // 1_000, n_events) * 1_000
     at = at[np.lexsort((at, contact_key))]
     kind = rng.choice(len(NAMES), n_events, p=list(SHARE.values())).astype(np.int32)
     late = rng.random(n_events) < LATE_SHARE
@@ -146,12 +148,15 @@ def _properties(drawn: Drawn) -> PropertyColumns:
     counts = np.array([len(PROPERTIES.get(name, {})) for name in NAMES])[drawn.kind]
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     name, value = np.zeros(start[-1], dtype=np.int64), np.zeros(start[-1], dtype=np.int64)
+    number = np.full(start[-1], np.nan)
     for code, kind in enumerate(NAMES):
         events = np.flatnonzero(drawn.kind == code)
         for place, (key, values) in enumerate(PROPERTIES.get(kind, {}).items()):
-            name[start[events] + place] = hash_ref(key)
-            value[start[events] + place] = np.array([hash_ref(one) for one in values])[drawn.choice[events] % len(values)]
-    return PropertyColumns(start, name, value, np.full(len(name), np.nan))
+            at, chosen = start[events] + place, drawn.choice[events] % len(values)
+            name[at] = hash_ref(key)
+            value[at] = np.array([hash_ref(one) for one in values])[chosen]
+            number[at] = np.array([float(one) if one.isdigit() else np.nan for one in values])[chosen]
+    return PropertyColumns(start, name, value, number)
 
 
 def write_lake(folder: str, n_contacts: int, n_events: int, buckets: int = 64) -> Lake:
@@ -160,17 +165,24 @@ def write_lake(folder: str, n_contacts: int, n_events: int, buckets: int = 64) -
     keys = np.arange(1, n_contacts + 1)
     bucket_of = lake.bucket_of(keys)
     edges = np.concatenate([[0], np.cumsum(np.bincount(bucket_of, minlength=buckets))]) * n_events // n_contacts
-    watermark = int(np.diff(edges).max() + 1) * buckets
-    files = {}
-    for bucket in range(buckets):
-        rng = np.random.default_rng([n_events, bucket])
-        drawn = draw(rng, keys[bucket_of == bucket], int(edges[bucket + 1] - edges[bucket]))
-        # Places in the log: one order of receipt in each bucket, no place twice.
-        columns = as_columns(replace(drawn, seq=drawn.seq * buckets + bucket))
-        files[bucket] = (lake._write(bucket, f"base-{watermark}", columns),)
-    lake._publish(Manifest(buckets, watermark, files))
+    sizes = np.diff(edges).tolist()
+    watermark = (max(sizes) + 1) * buckets
+    written = Parallel(n_jobs=-1)(
+        delayed(_write_bucket)(lake, bucket, keys[bucket_of == bucket], sizes[bucket], watermark)
+        for bucket in range(buckets)
+    )
+    lake._publish(Manifest(buckets, watermark, {bucket: (file,) for bucket, file in enumerate(written)}))
     assert lake.rows == n_events
     return lake
+
+
+def _write_bucket(
+    lake: Lake, bucket: int, contacts: npt.NDArray[np.int64], n_events: int, watermark: int
+) -> StoredFile:
+    drawn = draw(np.random.default_rng([n_events, bucket]), contacts, n_events)
+    # Places in the log: in each bucket in the order of receipt, none given twice.
+    columns = as_columns(replace(drawn, seq=drawn.seq * lake.buckets + bucket))
+    return lake._write(bucket, f"base-{watermark}", columns)
 
 
 #: Columns of `as_rows`, in the order of the event table's clustered index.
