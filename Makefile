@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check lint types imports bench simulate prove lock
+.PHONY: help setup demo serve test check lint types imports bench feast simulate prove lock
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ check: lint types imports test  ## What CI runs: lint, types, import order, test
 
 bench: setup  ## Benchmarks as one JSON object on stdout
 	@$(BIN)/python -m tests.benchmarks
+
+feast: setup  ## An environment for Feast, the rival that `bench online` measures beside us
+	test -x .venv-feast/bin/python || $(PYTHON) -m venv .venv-feast
+	.venv-feast/bin/python -m pip install -q --disable-pip-version-check feast
 
 simulate: setup  ## Long learning proofs: policies in worlds whose truth is known
 	$(BIN)/kairos simulate responses --seeds 100 --runs 200

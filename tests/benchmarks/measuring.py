@@ -43,7 +43,7 @@ KEEP_MEMORY = {
 
 
 def child(module: str, *arguments: str, python: str = sys.executable, **environment: str) -> dict[str, Any]:
-    """The JSON that ``python -m tests.benchmarks.<module> …`` prints last; a process alone has its own memory figure."""
+    """The JSON that ``python -m tests.benchmarks.<module> …`` prints last; in a process of its own."""
     done = subprocess.run(
         [python, "-m", f"tests.benchmarks.{module}", *arguments],
         env={**os.environ, **environment},

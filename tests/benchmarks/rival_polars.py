@@ -2,7 +2,7 @@
 
 What makes Polars fast here: conditions become columns row by row, so that every aggregate after `group_by` is a plain
 sum, minimum or maximum (filters inside `agg` take ten times as long); a known instant is a constant in a filter, and
-the parts are put below each other (a cross join with the instants, filtered, becomes a nested loop: five times as long).
+the parts are put below each other (a cross join with the instants, filtered, becomes a nested loop: five times slower).
 """
 
 from __future__ import annotations
