@@ -12,7 +12,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Table, bindparam, case, func, insert, select, tuple_, update
+from sqlalchemy import Table, bindparam, case, func, insert, or_, select, tuple_, update
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import Session
 
 from features.properties import PropertyColumns, hash_ref
@@ -517,7 +518,8 @@ def read_contacts(session: Session, contact_keys: Collection[int], with_properti
     """
     keys = sorted({int(key) for key in contact_keys})
     if len(keys) == 1:
-        return _columns(_rows(session, _OF_CONTACT[with_properties], {"key": keys[0]}), with_properties)
+        mine = _rows_at_once(session, _OF_CONTACT[with_properties], {"key": keys[0]})
+        return _columns(mine, with_properties, is_sorted=True)
     rows: list[Any] = []
     for start in range(0, len(keys), IN_CHUNK):
         rows += _rows(session, _OF_CONTACTS[with_properties], {"keys": keys[start : start + IN_CHUNK]})
@@ -549,6 +551,30 @@ def _rows(session: Session, query: Any, parameters: dict[str, Any]) -> list[Any]
     cursor = session.connection().execute(query, parameters).cursor
     assert cursor is not None
     return list(cursor.fetchall())
+
+
+def _rows_at_once(session: Session, query: Any, parameters: dict[str, Any]) -> list[Any]:
+    """The same for a query that is written once in this module, in half the time: its text is made once.
+
+    What SQLAlchemy does around a statement takes longer than SQLite takes to find one contact's events.
+    """
+    connection = session.connection()
+    text, positional = _text(query, connection.dialect)
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(text, [parameters[name] for name in positional] if positional is not None else parameters)
+        return list(cursor.fetchall())
+    except Exception:
+        return _rows(session, query, parameters)  # fails in the way that callers expect
+    finally:
+        cursor.close()
+
+
+@lru_cache(maxsize=64)
+def _text(query: Any, dialect: Dialect) -> tuple[str, list[str] | None]:
+    """SQL of ``query`` and the names of its parameters by position; None where the driver takes names."""
+    compiled = query.compile(dialect=dialect)
+    return str(compiled), compiled.positiontup
 
 
 def iterate_after(
@@ -591,12 +617,14 @@ def head(session: Session) -> int:
     return current(session, "event_seq")
 
 
-_POSITIONS = select(CounterRow.name, CounterRow.value).where(CounterRow.name.in_(("event_seq", "event_rewrites")))
+_POSITIONS = select(CounterRow.name, CounterRow.value).where(
+    or_(CounterRow.name == bindparam("one"), CounterRow.name == bindparam("other"))
+)
 
 
 def positions(session: Session) -> tuple[int, int]:
     """Place of the newest event, and how often rows were taken out of the log or moved within it."""
-    counters: dict[str, int] = dict(_rows(session, _POSITIONS, {}))
+    counters: dict[str, int] = dict(_rows_at_once(session, _POSITIONS, {"one": "event_seq", "other": "event_rewrites"}))
     return int(counters.get("event_seq", 0)), int(counters.get("event_rewrites", 0))
 
 
@@ -610,12 +638,12 @@ def contacts_after(session: Session, seq: int, upto: int) -> list[int]:
     return [key for (key,) in _rows(session, _CONTACTS_AFTER, {"after": seq, "upto": upto})]
 
 
-def _columns(rows: Sequence[Any], with_properties: bool = True) -> EventColumns:
+def _columns(rows: Sequence[Any], with_properties: bool = True, *, is_sorted: bool = False) -> EventColumns:
     if not rows:
         return EventColumns.empty()
     key, occurred, received, seq, kind, value, hour, human, repeat, ref, properties = zip(*rows, strict=True)
     codes = KindCodes()
-    return EventColumns(
+    columns = EventColumns(
         contact_key=np.array(key, dtype=np.int64),
         occurred_at=np.array(occurred, dtype=np.int64),
         received_at=np.array(received, dtype=np.int64),
@@ -628,4 +656,5 @@ def _columns(rows: Sequence[Any], with_properties: bool = True) -> EventColumns:
         ref=np.array([hash_ref(one) for one in ref], dtype=np.int64),
         kinds=codes.kinds,
         properties=PropertyColumns.parse(properties, is_complete=with_properties),
-    ).sorted()
+    )
+    return columns if is_sorted else columns.sorted()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -60,6 +60,9 @@ _NAN_WITHOUT_EVENTS = {MEAN, RECENCY, FIRST_SEEN, GAP_MEAN, GAP_STD, OVERDUE}
 #: Bins of the histograms of a group: 24 hours, then 7 weekdays.
 HISTOGRAM_BINS = 24 + 7
 
+#: Up to so many events of a stream, comparing each with every window's edge beats a search for the edges.
+FEW_EVENTS = 64
+
 #: One bit of a 64-bit mask per stream.
 MAX_STREAMS = 64
 
@@ -94,6 +97,22 @@ class Program:
     needs_properties: bool
     #: By the names behind an event's codes: which streams an event of that kind is in.
     tables_of_kinds: dict[tuple[str, ...], tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def columns_read(self) -> frozenset[str]:
+        """Columns of the events that the kernel looks at, beside those by which they lie in order and are known."""
+        stream, scan = self.stream_table, self.scan_table
+        codes, of = scan[:, 0], scan[:, 3]
+        needs = {
+            "value_minor": stream[:, 2].any() or (codes == DECAYED_VALUE).any(),
+            "hour_of_week": stream[:, 4].any(),
+            "human_ppm": any(one.human_only for one in self.streams),
+            "is_repeat": any(one.human_only for one in self.streams),
+            "ref": stream[:, 5].any() or ((codes == DISTINCT) & (of == 0)).any(),
+            "traits": self.needs_properties or np.isin(codes, (TRAIT, TRAIT_IS, TRAIT_RECENCY)).any()
+            or (stream[:, 6] < stream[:, 7]).any() or ((codes == DISTINCT) & (of != 0)).any(),
+        }  # fmt: skip
+        return frozenset(name for name, is_needed in needs.items() if is_needed)
 
     def kind_tables(self, kinds: tuple[str, ...]) -> tuple[Any, ...]:
         """Per kind code: stream bits for people and for machines, numbers of its streams up to a -1, is it a send."""
@@ -479,6 +498,8 @@ def _sweep(
     rows = np.empty(asked, np.int64)
     before = np.empty(asked, np.int64)
     lows = np.empty(asked, np.int64)
+    bounds = np.empty(asked * (1 + len(group_table)), np.int64)
+    places = np.empty(asked * (1 + len(group_table)), np.int64)
     hidden = np.empty((asked, n_hidden), np.float64)
 
     begin = 0
@@ -495,6 +516,8 @@ def _sweep(
             rows = np.empty(asked, np.int64)
             before = np.empty(asked, np.int64)
             lows = np.empty(asked, np.int64)
+            bounds = np.empty(asked * (1 + len(group_table)), np.int64)
+            places = np.empty(asked * (1 + len(group_table)), np.int64)
             hidden = np.empty((asked, n_hidden), np.float64)
         for k in range(n_asked):
             rows[k] = target[order[first + k]]
@@ -547,8 +570,8 @@ def _sweep(
             _values(
                 begin, occurred_at, value_minor, hour_of_week, ref, property_start, property_name, property_value,
                 property_number, members, counts, send_hour, ends[a:z], rows[a:z], stream_table, group_table,
-                operation_table, scan_table, scan_rates, scratch, histogram, items, before, lows, out,
-                hidden[a:z],
+                operation_table, scan_table, scan_rates, scratch, histogram, items, before, lows, bounds,
+                places, out, hidden[a:z],
             )  # fmt: skip
             _derive(rows[a:z], derived_table, derived_priors, out, hidden[a:z])
         begin = end
@@ -700,6 +723,8 @@ def _values(
     items: Any,
     before: Any,
     lows: Any,
+    bounds: Any,
+    places: Any,
     out: Any,
     hidden: Any,
 ) -> None:
@@ -724,11 +749,18 @@ def _values(
             continue
         for i in range(n):
             times[i] = time[members[s, i]]
-        hi = 0
+        # Where the windows end and begin among the stream's events: the instants, then a row for each group.
+        n_bounds = len(ends)
         for k in range(len(ends)):
-            while hi < n and times[hi] < ends[k]:
-                hi += 1
-            before[k] = hi
+            bounds[k] = ends[k]
+        for g in range(stream_table[s, 0], stream_table[s, 1]):
+            window = group_table[g, 0]
+            for k in range(len(ends)):
+                bounds[n_bounds + k] = ends[k] - window if window >= 0 else times[0]
+            n_bounds += len(ends)
+        _count_before(times, n, bounds, n_bounds, places)
+        for k in range(len(ends)):
+            before[k] = places[k]
         if with_values:
             sums[0] = 0
             for i in range(n):
@@ -767,12 +799,9 @@ def _values(
                     code, scan_table[c, 1], scan_table[c, 3], scan_table[c, 4], out,
                 )  # fmt: skip
         for g in range(stream_table[s, 0], stream_table[s, 1]):
-            window = group_table[g, 0]
-            lo = 0
+            row = (1 + g - stream_table[s, 0]) * len(ends)
             for k in range(len(ends)):
-                if window >= 0:
-                    lo = _first_from(times, lo, before[k], ends[k] - window)
-                lows[k] = lo
+                lows[k] = places[row + k]
             if group_table[g, 3]:
                 _histograms(
                     hours, before, lows, rows, operation_table, group_table[g, 1], group_table[g, 2], histogram, out
@@ -870,19 +899,28 @@ def _histograms(
 
 
 @njit(nogil=True, error_model="numpy")
-def _first_from(times: Any, low: int, high: int, start: int) -> int:
-    """First position in ``[low, high)`` whose time is at least ``start``, else ``high``.
+def _count_before(times: Any, n: int, bounds: Any, n_bounds: int, places: Any) -> None:
+    """How many of the ``n`` ascending times lie before each bound: where a window begins or ends among them.
 
-    A bisection that moves by a select instead of a branch: of few events, no step can be mispredicted.
+    Each of a few times is compared with every bound, several bounds at once and without a branch to mispredict; among
+    many, each bound is sought by bisection.
     """
-    length = high - low
-    while length > 1:
-        half = length >> 1
-        low += half if times[low + half - 1] < start else 0
-        length -= half
-    if length == 1 and times[low] < start:
-        low += 1
-    return low
+    if n <= FEW_EVENTS:
+        for b in range(n_bounds):
+            places[b] = 0
+        for i in range(n):
+            at = times[i]
+            for b in range(n_bounds):
+                places[b] += np.int64(at < bounds[b])
+        return
+    for b in range(n_bounds):
+        low = 0
+        length = n
+        while length > 1:
+            half = length >> 1
+            low += half if times[low + half - 1] < bounds[b] else 0
+            length -= half
+        places[b] = low + np.int64(times[low] < bounds[b])
 
 
 @njit(nogil=True, error_model="numpy")

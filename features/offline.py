@@ -168,7 +168,7 @@ class _VectorsOfBucket:
     ) -> npt.NDArray[np.float64]:
         from features.kernel import sweep_into  # numba: loaded where it is used
 
-        columns = lake.read_bucket(bucket, self.views.needs_properties)
+        columns = lake.read_bucket(bucket, self.views.needs_properties, self.views.program.columns_read)
         if len(columns) and columns.seq.max() > self.seq:
             columns = columns.take(columns.seq <= self.seq)
         if out is None or rows is None:
