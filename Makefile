@@ -44,12 +44,12 @@ imports: setup
 
 check: lint types imports test  ## What CI runs: lint, types, import order, tests
 
-bench: setup  ## Benchmarks as one JSON object on stdout
-	@$(BIN)/python -m tests.benchmarks
+bench: setup  ## Benchmarks as one JSON object on stdout; BENCH=--all: the long ones too, BENCH="sweep online": these
+	@$(BIN)/python -m tests.benchmarks $(BENCH)
 
 feast: setup  ## An environment for Feast, the rival that `bench online` measures beside us
 	test -x .venv-feast/bin/python || $(PYTHON) -m venv .venv-feast
-	.venv-feast/bin/python -m pip install -q --disable-pip-version-check feast
+	.venv-feast/bin/python -m pip install -q --disable-pip-version-check "feast==0.67.*"
 
 simulate: setup  ## Long learning proofs: policies in worlds whose truth is known
 	$(BIN)/kairos simulate responses --seeds 100 --runs 200

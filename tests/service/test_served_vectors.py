@@ -255,6 +255,6 @@ def test_ten_thousand_served_vectors_replay_without_a_mismatch(any_database: Dat
     assert report["replay"]["interval"][1] < 0.0004
     with any_database.reading() as session:
         served, _ = read_served(session)
-    assert len(np.unique(served.seq)) > 30
+    assert len(np.unique(served.seq)) > 5
     served.seq[:] = lake.watermark
     assert replay(lake, served, {views.version: views for views in VIEW_SETS.values()}).mismatched > 0
