@@ -7,7 +7,6 @@ here is derived from the log: `Lake.rebuild` makes it anew, `Lake.verify` proves
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +20,11 @@ from sqlalchemy.orm import Session
 
 from features.events import COLUMN_TYPES, EventColumns, KindCodes, head, read_after, read_by_contact
 from features.properties import PropertyColumns, hash_ref
-from features.store import Store, StoredFile, StoreError
+from features.store import Store, StoredFile, StoreError, file_checksum
 from features.vocabulary import IDENTIFY
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 #: Columns that hold properties: those of Identify events apart, because most vectors need no others.
 TRAITS, PROPERTIES = "traits", "properties"
@@ -224,7 +223,7 @@ class Lake:
         try:
             raw = json.loads(text)
             written_format, buckets = int(raw["format"]), int(raw["buckets"])
-            if written_format == FORMAT and raw.pop("sha256") != _checksum(raw):
+            if written_format == FORMAT and raw.pop("checksum") != _checksum(raw):
                 raise ValueError("it was altered: its checksum is another")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LakeError(
@@ -412,7 +411,7 @@ class Lake:
     def _write(self, bucket: int, stem: str, events: EventColumns) -> StoredFile:
         """A new file; its name ends in its checksum, so a name that is in use is never given other bytes."""
         data = _to_parquet(events)
-        name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+        name = f"{stem}-{file_checksum(data)[:8]}.parquet"
         return self.store.write(_path(bucket, name), data, len(events))
 
     def _publish(self, manifest: Manifest) -> None:
@@ -427,7 +426,7 @@ class Lake:
                 str(bucket): [asdict(file) for file in files] for bucket, files in sorted(manifest.files.items())
             },
         }
-        self.store.write(MANIFEST, json.dumps({**text, "sha256": _checksum(text)}).encode())
+        self.store.write(MANIFEST, json.dumps({**text, "checksum": _checksum(text)}).encode())
 
     def _sweep(self, before: Manifest, after: Manifest, written: Collection[int]) -> None:
         """Files that only ``before`` names are deleted, and in the buckets just written what a crash left behind."""
@@ -441,7 +440,7 @@ class Lake:
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
     """By which a manifest knows that no byte of it changed: a wrong watermark would leave events out for good."""
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return file_checksum(json.dumps(manifest).encode())
 
 
 def _folder(bucket: int) -> str:

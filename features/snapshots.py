@@ -7,7 +7,6 @@ over, and a run that was broken off goes on with the files that are whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from sqlalchemy.orm import Session
 from features.events import EventColumns
 from features.lake import READ_ATTEMPTS, Lake
 from features.offline import FeatureFrame, map_buckets
-from features.store import NotWritten, Store, StoredFile, StoreError
+from features.store import NotWritten, Store, StoredFile, StoreError, file_checksum
 from features.tables import from_micros
 from features.views import ViewSet
 
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "vectors"
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 Ints = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float64]
@@ -132,10 +131,10 @@ class _FileOfBucket:
         path = self.there.get(bucket)
         if path is not None:
             data = lake.store.read(path)
-            sha256 = hashlib.sha256(data).hexdigest()
-            if path.endswith(f"-{sha256[:8]}.parquet"):
+            written = file_checksum(data)
+            if path.endswith(f"-{written[:8]}.parquet"):
                 rows = pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows
-                return StoredFile(path.rpartition("/")[2], rows, len(data), sha256)
+                return StoredFile(path.rpartition("/")[2], rows, len(data), written)
         keys, X = _vectors(lake, bucket, self.views, self.as_of, self.watermark)
         if not len(keys):
             return None
@@ -357,8 +356,8 @@ def _write(store: Store, folder: str, bucket: int, watermark: int, table: pa.Tab
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", compression_level=1, write_statistics=False)
     data = sink.getvalue().to_pybytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    return store.write(f"{folder}/bucket={bucket:03d}-{watermark}-{sha256[:8]}.parquet", data, table.num_rows)
+    name = f"bucket={bucket:03d}-{watermark}-{file_checksum(data)[:8]}.parquet"
+    return store.write(f"{folder}/{name}", data, table.num_rows)
 
 
 def _read(store: Store, snapshot: Snapshot, file: StoredFile) -> pa.Table:
@@ -383,9 +382,9 @@ def read_checked(store: Store, path: str, file: StoredFile, remedy: str) -> byte
             f"{store.locate(path)} has {len(data):,} bytes instead of {file.size:,}: it was cut short or written over; "
             f"{remedy}"
         )
-    if hashlib.sha256(data).hexdigest() != file.sha256:
+    if file_checksum(data) != file.checksum:
         raise StoreError(
-            f"{store.locate(path)} was altered: its SHA-256 does not begin with {file.sha256[:12]} as written; {remedy}"
+            f"{store.locate(path)} was altered: its checksum is not the {file.checksum} of what was written; {remedy}"
         )
     return data
 

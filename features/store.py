@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from fsspec.core import url_to_fs
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -41,7 +42,17 @@ class StoredFile:
     name: str
     rows: int
     size: int
-    sha256: str
+    #: `file_checksum` of its bytes.
+    checksum: str
+
+
+def file_checksum(data: bytes) -> str:
+    """XXH3-128 of ``data`` in hexadecimal: 30 times as fast as SHA-256, so that every first reading can afford it.
+
+    It finds what a disk, a copy or a hand changed. Who may write the files may write the manifest too, and no hash
+    that lies beside them would keep such a person out.
+    """
+    return str(xxhash.xxh3_128_hexdigest(data))
 
 
 class Store:
@@ -96,7 +107,7 @@ class Store:
                 f"{self.locate(path)} ({len(data):,} bytes) could not be written: {error.strerror or error}; free "
                 "space or mend the folder's permissions, and try again. What was there before is unchanged"
             ) from error
-        return StoredFile(path.rpartition("/")[2], rows, len(data), hashlib.sha256(data).hexdigest())
+        return StoredFile(path.rpartition("/")[2], rows, len(data), file_checksum(data))
 
     def _put(self, path: str, data: bytes) -> None:
         where = self.locate(path)
@@ -137,7 +148,7 @@ class Store:
             data = bytes(self._fs.cat_file(self.locate(path)))
         if expected is None:
             return data
-        known = f"{path}@{expected.sha256}"
+        known = f"{path}@{expected.checksum}"
         if state is not None and self._verified.get(known) == state and len(data) == expected.size:
             return data
         if len(data) != expected.size:
@@ -145,9 +156,9 @@ class Store:
                 f"{self.locate(path)} has {len(data):,} bytes instead of {expected.size:,}: it was cut short or "
                 "written over; run `kairos features rebuild`"
             )
-        if hashlib.sha256(data).hexdigest() != expected.sha256:
+        if file_checksum(data) != expected.checksum:
             raise StoreError(
-                f"{self.locate(path)} was altered: its SHA-256 does not begin with {expected.sha256[:12]} as written; "
+                f"{self.locate(path)} was altered: its checksum is not the {expected.checksum} of what was written; "
                 "run `kairos features rebuild`"
             )
         # Clocks of file systems tick in milliseconds: a file that is still fresh may change without showing it.

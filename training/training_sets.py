@@ -25,7 +25,7 @@ from features.labels import label
 from features.lake import Lake
 from features.offline import map_buckets
 from features.snapshots import events_upto, read_checked
-from features.store import NotWritten, Store, StoredFile, StoreError
+from features.store import NotWritten, Store, StoredFile, StoreError, file_checksum
 from features.views import ViewSet
 from training.datasets import Definition, Ints, TrainingSet, checksum, checksums, in_order, libraries
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "training"
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 #: Sets of so many newest runs of a model stay.
 KEEP = 5
@@ -268,8 +268,7 @@ def _write(store: Store, folder: str, bucket: int, spine: _Spine) -> StoredFile:
     table = pa.table({"contact_key": spine.contact_key, "as_of": spine.as_of, "y": spine.y})
     pq.write_table(table, sink, compression="zstd", compression_level=1, write_statistics=False)
     data = sink.getvalue().to_pybytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    return store.write(f"{folder}/bucket={bucket:03d}-{sha256[:8]}.parquet", data, table.num_rows)
+    return store.write(f"{folder}/bucket={bucket:03d}-{file_checksum(data)[:8]}.parquet", data, table.num_rows)
 
 
 def _read(store: Store, folder: str, file: StoredFile) -> _Spine:
