@@ -63,8 +63,8 @@ HISTOGRAM_BINS = 24 + 7
 #: Up to so many events of a stream, comparing each with every window's edge beats a search for the edges.
 FEW_EVENTS = 64
 
-#: One bit of a 64-bit mask per stream.
-MAX_STREAMS = 64
+#: One bit of a 64-bit mask per stream; the last bit stays free, as that of no stream.
+MAX_STREAMS = 63
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Program:
         return frozenset(name for name, is_needed in needs.items() if is_needed)
 
     def kind_tables(self, kinds: tuple[str, ...]) -> tuple[Any, ...]:
-        """Per kind code: stream bits for people and for machines, numbers of its streams up to a -1, is it a send."""
+        """Per kind code: stream bits for people and for machines, numbers of its streams, is it a send."""
         tables = self.tables_of_kinds.get(kinds)
         if tables is None:
             human = np.zeros(len(kinds), dtype=np.uint64)
@@ -130,7 +130,8 @@ class Program:
                 [s for s in range(len(self.streams)) if human[code] >> np.uint64(s) & np.uint64(1)]
                 for code in range(len(kinds))
             ]
-            streams = np.full((len(kinds), max(map(len, members), default=0) + 1), -1, dtype=np.int64)
+            # Rows are filled up with a stream that takes nothing: loops of one length need no branch.
+            streams = np.full((len(kinds), max(map(len, members), default=0)), len(self.streams), dtype=np.int64)
             for code, numbers in enumerate(members):
                 streams[code, : len(numbers)] = numbers
             tables = (human, machine, streams, np.array([kind == EMAIL_SENT for kind in kinds], dtype=bool))
@@ -489,8 +490,11 @@ def _sweep(
     mask = np.empty(capacity, np.uint64)
     send_hour = np.empty(capacity, np.int16)
     scratch = np.empty((6, capacity + 1), np.int64)
-    members = np.empty((len(stream_table), capacity), np.int64)
-    counts = np.empty(len(stream_table), np.int64)
+    members = np.empty((len(stream_table) + 1, capacity + 1), np.int64)
+    counts = np.empty(len(stream_table) + 1, np.int64)
+    by_kind = True  # no stream asks for more than the kind, and whether a person did it
+    for s in range(len(stream_table)):
+        by_kind &= stream_table[s, 5] == 0 and stream_table[s, 6] == stream_table[s, 7]
     histogram = np.zeros(HISTOGRAM_BINS, np.int64)
     items = np.empty((5, 4 * capacity), np.int64)  # different things: a hash table and lists for `_distinct`
     asked = 16  # instants of one contact
@@ -548,7 +552,7 @@ def _sweep(
             mask = np.empty(capacity, np.uint64)
             send_hour = np.empty(capacity, np.int16)
             scratch = np.empty((6, capacity + 1), np.int64)
-            members = np.empty((len(stream_table), capacity), np.int64)
+            members = np.empty((len(stream_table) + 1, capacity + 1), np.int64)
         most_items = end - begin + property_start[end] - property_start[begin]
         if 4 * most_items > items.shape[1]:
             items = np.empty((5, 8 * most_items), np.int64)
@@ -556,17 +560,20 @@ def _sweep(
         # All instants in one round; a late contact's one by one, each over the events known then.
         for a in range(n_asked if late else 1):
             z = a + 1 if late else n_asked
-            n = 0
-            for i in range(begin, end):
-                if not late or (occurred_at[i] < ends[a] and received_at[i] <= ends[a]):
-                    known[n] = i
-                    n += 1
-            _assign(
-                begin, known, n, occurred_at, kind, hour_of_week, human_ppm, is_repeat, ref, human, machine, is_send,
-                property_start, property_name, property_value, property_number, stream_table, where_table,
-                where_values, where_bounds, mask, send_hour,
-            )  # fmt: skip
-            _enlist(known, n, kind, mask, streams_of, members, counts)
+            if by_kind and not late:
+                _enlist_by_kind(begin, end, kind, human_ppm, is_repeat, human, machine, streams_of, members, counts)
+            else:
+                n = 0
+                for i in range(begin, end):
+                    if not late or (occurred_at[i] < ends[a] and received_at[i] <= ends[a]):
+                        known[n] = i
+                        n += 1
+                _assign(
+                    begin, known, n, occurred_at, kind, hour_of_week, human_ppm, is_repeat, ref, human, machine,
+                    is_send, property_start, property_name, property_value, property_number, stream_table,
+                    where_table, where_values, where_bounds, mask, send_hour,
+                )  # fmt: skip
+                _enlist(known, n, kind, mask, streams_of, members, counts)
             _values(
                 begin, occurred_at, value_minor, hour_of_week, ref, property_start, property_name, property_value,
                 property_number, members, counts, send_hour, ends[a:z], rows[a:z], stream_table, group_table,
@@ -662,6 +669,32 @@ def _assign(
 
 
 @njit(nogil=True, error_model="numpy")
+def _enlist_by_kind(
+    begin: int,
+    end: int,
+    kind: Any,
+    human_ppm: Any,
+    is_repeat: Any,
+    human: Any,
+    machine: Any,
+    streams_of: Any,
+    members: Any,
+    counts: Any,
+) -> None:
+    """The events of each stream, where an event's kind and whether a person did it say all: one pass, no branch."""
+    for s in range(len(counts)):
+        counts[s] = 0
+    for e in range(begin, end):
+        code = kind[e]
+        by_person = np.uint64(0) - np.uint64((human_ppm[e] >= HUMAN_PPM) & (not is_repeat[e]))  # all bits or none
+        bits = machine[code] | (human[code] & by_person)
+        for p in range(streams_of.shape[1]):
+            s = streams_of[code, p]
+            members[s, counts[s]] = e  # an event outside the stream is overwritten by the next
+            counts[s] += np.int64((bits >> np.uint64(s)) & np.uint64(1))
+
+
+@njit(nogil=True, error_model="numpy")
 def _enlist(known: Any, n: int, kind: Any, mask: Any, streams_of: Any, members: Any, counts: Any) -> None:
     """The known events of each stream, in their order: an event is looked at for the few streams of its kind."""
     for s in range(len(counts)):
@@ -671,12 +704,10 @@ def _enlist(known: Any, n: int, kind: Any, mask: Any, streams_of: Any, members: 
         if bits == 0:
             continue
         code = kind[known[i]]
-        p = 0
-        while streams_of[code, p] >= 0:
+        for p in range(streams_of.shape[1]):
             s = streams_of[code, p]
             members[s, counts[s]] = known[i]  # without a branch: an event outside the stream is overwritten by the next
             counts[s] += np.int64((bits >> np.uint64(s)) & np.uint64(1))
-            p += 1
 
 
 @njit(nogil=True, error_model="numpy")

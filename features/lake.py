@@ -131,6 +131,8 @@ class Lake:
             raise ValueError(f"a lake has 1 to 1000 buckets, not {buckets}; 64 suits most installations")
         self.store = Store(url)
         self.buckets = buckets
+        #: The manifest's bytes when they were read last, and what they say.
+        self._last_read = (b"", Manifest(buckets))
         self._manifest()
 
     @property
@@ -205,14 +207,12 @@ class Lake:
         with_properties: bool = True,
         only: Collection[str] | None = None,
     ) -> EventColumns:
-        return EventColumns.concat(
-            [
-                _from_parquet(
-                    self.store.read(_path(bucket, file.name), file), with_properties=with_properties, only=only
-                )
-                for file in files
-            ]
-        )
+        parts = [
+            _from_parquet(self.store.read(_path(bucket, file.name), file), with_properties=with_properties, only=only)
+            for file in files
+        ]
+        # One file is sorted as it was written, and its checksum says that it still is.
+        return parts[0] if len(parts) == 1 else EventColumns.concat(parts)
 
     def _manifest(self) -> Manifest:
         """The manifest in force; an empty one for an empty lake, or for one of an older format (a sync fills it)."""
@@ -220,6 +220,13 @@ class Lake:
             text = self.store.read(MANIFEST)
         except FileNotFoundError:
             return Manifest(self.buckets)
+        read, manifest = self._last_read
+        if text != read:  # every bucket that is read asks for it
+            manifest = self._parse(text)
+            self._last_read = (text, manifest)
+        return manifest
+
+    def _parse(self, text: bytes) -> Manifest:
         try:
             raw = json.loads(text)
             written_format, buckets = int(raw["format"]), int(raw["buckets"])

@@ -16,7 +16,7 @@ from sqlalchemy import delete, update
 
 from features import lake as lake_module
 from features.events import HOUR_MICROS, EventColumns, NewEvent, append, head, read_contacts
-from features.lake import Lake, LakeError, Manifest, splitmix64
+from features.lake import FORMAT, Lake, LakeError, Manifest, splitmix64
 from features.properties import PropertyColumns
 from features.store import StoreError
 from features.tables import EventRow
@@ -401,7 +401,7 @@ def test_a_lake_of_an_older_format_is_filled_anew(database: Database, tmp_path: 
     with database.reading() as session:
         lake.sync(session)
     manifest = tmp_path / "lake" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT - 1}'))
     with database.reading() as session:
         assert Lake(str(tmp_path / "lake"), buckets=2).sync(session).rows == 100
         assert lake.verify(session).equal
