@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.events import EventColumns
-from features.labels import Outcome, label, usual_gaps_days
+from features.labels import Gaps, Outcome, label, order_gaps
 from features.lake import Lake
 from features.offline import historical_features, map_buckets
 from features.snapshots import events_upto
@@ -54,7 +54,7 @@ class Definition:
     def from_dict(cls, content: Mapping[str, Any]) -> Definition:
         """The definition that ``dataclasses.asdict`` turned into ``content``, perhaps by way of JSON."""
         return cls(
-            Outcome(**content["outcome"]),
+            Outcome.from_dict(content["outcome"]),
             Population.from_dict(content["population"]),
             content["horizon_days"],
             content["says"],
@@ -208,7 +208,8 @@ class _RowsOfBucket:
     def __call__(self, lake: Lake, bucket: int) -> _Part | None:
         from features.kernel import sweep  # numba: loaded where it is used
 
-        columns = events_upto(lake.read_bucket(bucket, self.views.needs_properties), self.seq)
+        reads = self.views.needs_properties or self.asked.outcome.needs_properties
+        columns = events_upto(lake.read_bucket(bucket, reads), self.seq)
         contacts = np.unique(columns.contact_key)
         seen = len(contacts)
         if seen == 0:
@@ -235,10 +236,10 @@ class _Part:
 
 @dataclass(frozen=True)
 class LogSpan:
-    """First event (microseconds since 1970 UTC) and the usual gaps, in days, of buyers who came back."""
+    """First event (microseconds since 1970 UTC) and the gaps between the order days of buyers who came back."""
 
     first: int
-    gaps_days: Array
+    gaps: Gaps
 
 
 def log_span(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> LogSpan:
@@ -256,7 +257,7 @@ def log_span(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None)
     ]
     if not parts:
         raise LookupError("the lake holds no event before that instant; import history or sync the lake first")
-    return LogSpan(min(part[0] for part in parts), np.concatenate([part[1] for part in parts]))
+    return LogSpan(min(part[0] for part in parts), Gaps.concat([part[1] for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -264,12 +265,12 @@ class _SpanOfBucket:
     as_of: int
     seq: int
 
-    def __call__(self, lake: Lake, bucket: int) -> tuple[int, Array] | None:
+    def __call__(self, lake: Lake, bucket: int) -> tuple[int, Gaps] | None:
         columns = events_upto(lake.read_bucket(bucket), self.seq)
         columns = columns.take((columns.occurred_at < self.as_of) & (columns.received_at <= self.as_of))
         if len(columns) == 0:
             return None
-        return int(columns.occurred_at.min()), usual_gaps_days(columns, self.as_of)
+        return int(columns.occurred_at.min()), order_gaps(columns, self.as_of)
 
 
 def closed_sends(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> Sends:

@@ -228,7 +228,8 @@ class _BucketAgain:
             return _Again(in_order([], self.views.names), 0)
         spine = _read(lake.store, self.folder, file)
         spine = spine.take(~np.isin(spine.contact_key, np.array(sorted(self.erased), dtype=np.int64)))
-        columns = events_upto(lake.read_bucket(bucket, self.views.needs_properties), self.seq)
+        reads = self.views.needs_properties or self.asked.outcome.needs_properties
+        columns = events_upto(lake.read_bucket(bucket, reads), self.seq)
         X = sweep(columns, spine.contact_key, spine.as_of, self.views)
         y = label(self.asked.outcome, columns, spine.contact_key, spine.as_of, self.asked.horizon_days)
         rows = TrainingSet(X, y, spine.contact_key, spine.as_of, self.views.names)
