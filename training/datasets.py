@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,12 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.events import EventColumns
-from features.labels import Outcome, label, usual_gaps_days
+from features.labels import Gaps, Outcome, label, observed, order_gaps, orders_within
 from features.lake import Lake
 from features.offline import historical_features, map_buckets
 from features.snapshots import events_upto
 from features.views import ViewSet
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, HUMAN_PPM
+from training.censoring import censoring_weights, exposure_strata
 from training.send_hour import ANSWER_WINDOW_HOURS, HOURS, Sends
 from training.serving import Population
 
@@ -34,6 +35,9 @@ MAX_SNAPSHOTS = 26
 BURN_IN_DAYS = 45
 #: Above this many rows a training set takes only a part of the contacts, the same part each time.
 MAX_ROWS = 600_000
+
+#: Arrays of a training set, one entry a row.
+COLUMNS = ("X", "y", "contact_key", "as_of", "weight", "order_days", "order_value")
 
 #: Packages whose version may change a bit of a vector, an outcome or a fit.
 LIBRARIES = ("kairos-mail", "numpy", "numba", "llvmlite", "scipy", "scikit-learn", "lightgbm")
@@ -54,7 +58,7 @@ class Definition:
     def from_dict(cls, content: Mapping[str, Any]) -> Definition:
         """The definition that ``dataclasses.asdict`` turned into ``content``, perhaps by way of JSON."""
         return cls(
-            Outcome(**content["outcome"]),
+            Outcome.from_dict(content["outcome"]),
             Population.from_dict(content["population"]),
             content["horizon_days"],
             content["says"],
@@ -74,15 +78,28 @@ class TrainingSet:
     #: What it was made of, enough to make it again: view_set and its definition, the definition of the outcome,
     #: watermark, rows, instants, contacts_share, checksums (of the whole, the spine and every bucket), libraries.
     manifest: dict[str, Any] = field(default_factory=dict)
+    #: How many rows each stands for, of outcomes that only some contacts could show (`training.censoring`); else 1.
+    weight: Array = field(default_factory=lambda: np.empty(0))
+    #: Order days in the window after each instant, and the money of those orders in minor units, net.
+    order_days: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    order_value: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        for name, each in (("weight", 1.0), ("order_days", 0), ("order_value", 0)):
+            if len(getattr(self, name)) != len(self.y):
+                object.__setattr__(self, name, np.full(len(self.y), each))
 
     def __len__(self) -> int:
         return len(self.y)
 
-    def rows(self, mask: NDArray[np.bool_]) -> TrainingSet:
-        """The rows where ``mask`` is true."""
-        return TrainingSet(
-            self.X[mask], self.y[mask], self.contact_key[mask], self.as_of[mask], self.names, self.manifest
-        )
+    @property
+    def is_weighted(self) -> bool:
+        """Whether a row stands for another number than one."""
+        return bool((self.weight != 1.0).any())
+
+    def rows(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> TrainingSet:
+        """The rows where ``mask`` is true, or at these places."""
+        return replace(self, **{name: getattr(self, name)[mask] for name in COLUMNS})
 
     def at(self, instant: int) -> TrainingSet:
         """The rows of one instant."""
@@ -115,8 +132,9 @@ def training_set(
 ) -> TrainingSet:
     """Vectors of the population at each of ``instants``, with the outcome over the horizon after it.
 
-    Each vector knows only what was known at its instant. The caller sees to it that the outcomes are closed: the last
-    instant plus the horizon must not lie beyond what the log has seen.
+    Each vector knows only what was known at its instant. A row whose outcome could not be seen (see
+    `features.labels.observed`) is left out, and counted as ``censored_rows`` of the manifest. The caller sees to it
+    that the outcomes are closed: the last instant plus the horizon must not lie beyond what the log has seen.
 
     Parameters
     ----------
@@ -138,6 +156,11 @@ def training_set(
     rows_per_bucket = max(1, MAX_ROWS // lake.buckets)
     job = _RowsOfBucket(views, asked, moments, max(1, rows_per_bucket // len(moments)), seq)
     parts = {bucket: part for bucket, part in enumerate(map_buckets(job, lake, n_jobs)) if part is not None}
+    censored = 0
+    if asked.outcome.least_deliveries:
+        rows_before = sum(len(part.rows) for part in parts.values())
+        parts = _weighted(parts)
+        censored = rows_before - sum(len(part.rows) for part in parts.values())
     data = in_order([part.rows for part in parts.values()], views.names)
     seen = sum(part.seen for part in parts.values())
     manifest = {
@@ -146,14 +169,17 @@ def training_set(
         "definition": asdict(asked),
         "watermark": int(seq),
         "rows": len(data),
+        "censored_rows": censored,
         "instants": moments.tolist(),
         "contacts_share": sum(part.taken for part in parts.values()) / seen if seen else 1.0,
-        "checksum": checksum(data.contact_key, data.as_of, data.y, data.X),
+        "checksum": checksum(
+            data.contact_key, data.as_of, data.y, data.X, *([data.weight] if data.is_weighted else [])
+        ),
         "spine_checksum": checksum(data.contact_key, data.as_of),
         "buckets": {str(bucket): checksums(part.rows) for bucket, part in parts.items() if len(part.rows)},
         "libraries": libraries(),
     }
-    return TrainingSet(data.X, data.y, data.contact_key, data.as_of, views.names, manifest)
+    return replace(data, manifest=manifest)
 
 
 def in_order(parts: Sequence[TrainingSet], names: tuple[str, ...]) -> TrainingSet:
@@ -161,11 +187,8 @@ def in_order(parts: Sequence[TrainingSet], names: tuple[str, ...]) -> TrainingSe
     if not parts:
         nothing = np.empty(0, np.int64)
         return TrainingSet(np.empty((0, len(names))), np.empty(0, np.int8), nothing, nothing, names)
-    X, y, keys, as_of = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("X", "y", "contact_key", "as_of")
-    )
-    order = np.lexsort((keys, as_of))
-    return TrainingSet(X[order], y[order], keys[order], as_of[order], names)
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    return TrainingSet(**columns, names=names).rows(np.lexsort((columns["contact_key"], columns["as_of"])))
 
 
 def checksum(*arrays: NDArray[Any]) -> str:
@@ -178,12 +201,13 @@ def checksum(*arrays: NDArray[Any]) -> str:
 
 def checksums(rows: TrainingSet) -> dict[str, Any]:
     """What is remembered of a bucket's rows, which lie by (contact_key, as_of), so that they can be told again."""
-    return {
+    sums = {
         "rows": len(rows),
         "spine": checksum(rows.contact_key, rows.as_of),
         "X": checksum(rows.X),
         "y": checksum(rows.y),
     }
+    return sums | ({"weight": checksum(rows.weight)} if rows.is_weighted else {})
 
 
 def libraries() -> dict[str, str]:
@@ -208,7 +232,8 @@ class _RowsOfBucket:
     def __call__(self, lake: Lake, bucket: int) -> _Part | None:
         from features.kernel import sweep  # numba: loaded where it is used
 
-        columns = events_upto(lake.read_bucket(bucket, self.views.needs_properties), self.seq)
+        reads = self.views.needs_properties or self.asked.outcome.needs_properties
+        columns = events_upto(lake.read_bucket(bucket, reads), self.seq)
         contacts = np.unique(columns.contact_key)
         seen = len(contacts)
         if seen == 0:
@@ -220,25 +245,54 @@ class _RowsOfBucket:
         X = sweep(columns, keys, as_of, self.views)
         belongs = self.asked.population.contains(X, self.views.names)
         keys, as_of, X = keys[belongs], as_of[belongs], X[belongs]
-        y = label(self.asked.outcome, columns, keys, as_of, self.asked.horizon_days)
-        return _Part(TrainingSet(X, y, keys, as_of, self.views.names), seen, len(contacts))
+        rows = with_outcomes(self.asked, columns, X, keys, as_of, self.views.names)
+        is_seen = observed(self.asked.outcome, columns, keys, as_of, self.asked.horizon_days)
+        return _Part(rows, is_seen, seen, len(contacts))
+
+
+def with_outcomes(
+    asked: Definition, columns: EventColumns, X: Array, keys: Ints, as_of: Ints, names: tuple[str, ...]
+) -> TrainingSet:
+    """Vectors with what ``columns`` tell of each one's window."""
+    y = label(asked.outcome, columns, keys, as_of, asked.horizon_days)
+    orders = orders_within(columns, keys, as_of, asked.horizon_days)
+    return TrainingSet(X, y, keys, as_of, names, order_days=orders.days, order_value=orders.value_minor)
+
+
+def _weighted(parts: dict[int, _Part]) -> dict[int, _Part]:
+    """The rows whose outcome was seen, each weighing as many as it stands for."""
+    if not parts:
+        return parts
+    weight = censoring_weights(
+        np.concatenate([part.is_seen for part in parts.values()]),
+        np.concatenate([part.rows.as_of for part in parts.values()]),
+        np.concatenate([exposure_strata(part.rows.X, part.rows.names) for part in parts.values()]),
+    )
+    ends = np.cumsum([len(part.rows) for part in parts.values()])[:-1]
+    return {
+        bucket: replace(
+            part, rows=replace(part.rows, weight=mine).rows(part.is_seen), is_seen=part.is_seen[part.is_seen]
+        )
+        for (bucket, part), mine in zip(parts.items(), np.split(weight, ends), strict=True)
+    }
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of one bucket, how many contacts it has and of how many of them the rows are."""
+    """Rows of one bucket, whose outcome was seen, how many contacts it has and of how many of them the rows are."""
 
     rows: TrainingSet
+    is_seen: NDArray[np.bool_]
     seen: int
     taken: int
 
 
 @dataclass(frozen=True)
 class LogSpan:
-    """First event (microseconds since 1970 UTC) and the usual gaps, in days, of buyers who came back."""
+    """First event (microseconds since 1970 UTC) and the gaps between the order days of buyers who came back."""
 
     first: int
-    gaps_days: Array
+    gaps: Gaps
 
 
 def log_span(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> LogSpan:
@@ -256,7 +310,7 @@ def log_span(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None)
     ]
     if not parts:
         raise LookupError("the lake holds no event before that instant; import history or sync the lake first")
-    return LogSpan(min(part[0] for part in parts), np.concatenate([part[1] for part in parts]))
+    return LogSpan(min(part[0] for part in parts), Gaps.concat([part[1] for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -264,12 +318,12 @@ class _SpanOfBucket:
     as_of: int
     seq: int
 
-    def __call__(self, lake: Lake, bucket: int) -> tuple[int, Array] | None:
+    def __call__(self, lake: Lake, bucket: int) -> tuple[int, Gaps] | None:
         columns = events_upto(lake.read_bucket(bucket), self.seq)
         columns = columns.take((columns.occurred_at < self.as_of) & (columns.received_at <= self.as_of))
         if len(columns) == 0:
             return None
-        return int(columns.occurred_at.min()), usual_gaps_days(columns, self.as_of)
+        return int(columns.occurred_at.min()), order_gaps(columns, self.as_of)
 
 
 def closed_sends(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> Sends:

@@ -170,7 +170,7 @@ def define(name: str, span: LogSpan, until: int, horizon_days: int | None) -> tu
     if name == conversion.NAME:
         horizon = horizon_days or conversion.HORIZON_DAYS
     else:
-        horizon = horizon_days or churn_horizon_days(span.gaps_days)
+        horizon = horizon_days or churn_horizon_days(span.gaps)
         # A third of the history leaves several windows to learn from before the one that judges.
         bearable = max(CHURN_HORIZON_BOUNDS[0], (history - burn_in_micros(history)) // (3 * DAY_MICROS))
         if horizon_days is None and bearable < horizon:

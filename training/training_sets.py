@@ -1,8 +1,8 @@
 """Training sets that can be made again: who was asked about, when, and what came of it, kept beside the lake.
 
-A set lies under ``training/<model>-<id>/``: per bucket the spine with its outcomes (contact_key, as_of, y), and a
-manifest, written last. The vectors are not kept: the lake gives them again, bit for bit, from the events up to the
-place of the log that the set was made at.
+A set lies under ``training/<model>-<id>/``: per bucket the spine with its outcomes (contact_key, as_of, y, and weight
+where rows stand for others), and a manifest, written last. The vectors are not kept: the lake gives them again, bit for
+bit, from the events up to the place of the log that the set was made at.
 """
 
 from __future__ import annotations
@@ -21,19 +21,32 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from features.labels import label
+from features.labels import observed
 from features.lake import Lake
 from features.offline import map_buckets
 from features.snapshots import events_upto, read_checked
 from features.store import NotWritten, Store, StoredFile, StoreError, file_checksum
 from features.views import ViewSet
-from training.datasets import Definition, Ints, TrainingSet, checksum, checksums, in_order, libraries
+from training.datasets import (
+    Array,
+    Definition,
+    Ints,
+    TrainingSet,
+    checksum,
+    checksums,
+    in_order,
+    libraries,
+    with_outcomes,
+)
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "training"
 MANIFEST = "manifest.json"
 FORMAT = 2
+
+#: Columns of a bucket's file; the last one only where rows are weighted.
+SPINE = ("contact_key", "as_of", "y", "weight")
 
 #: Sets of so many newest runs of a model stay.
 KEEP = 5
@@ -83,7 +96,7 @@ def save(lake: Lake, name: str, data: TrainingSet, *, saved_at: datetime, sessio
                     lake.store,
                     folder,
                     bucket,
-                    _Spine(*(getattr(data, column)[kept] for column in ("contact_key", "as_of", "y"))),
+                    _Spine(*(getattr(data, column)[kept] for column in SPINE)),
                 )
         manifest = {
             "format": FORMAT,
@@ -199,9 +212,10 @@ class _Spine:
     contact_key: Ints
     as_of: Ints
     y: NDArray[np.int8]
+    weight: Array
 
     def take(self, mask: NDArray[np.bool_]) -> _Spine:
-        return _Spine(self.contact_key[mask], self.as_of[mask], self.y[mask])
+        return _Spine(*(getattr(self, column)[mask] for column in SPINE))
 
 
 @dataclass(frozen=True)
@@ -228,11 +242,13 @@ class _BucketAgain:
             return _Again(in_order([], self.views.names), 0)
         spine = _read(lake.store, self.folder, file)
         spine = spine.take(~np.isin(spine.contact_key, np.array(sorted(self.erased), dtype=np.int64)))
-        columns = events_upto(lake.read_bucket(bucket, self.views.needs_properties), self.seq)
+        reads = self.views.needs_properties or self.asked.outcome.needs_properties
+        columns = events_upto(lake.read_bucket(bucket, reads), self.seq)
         X = sweep(columns, spine.contact_key, spine.as_of, self.views)
-        y = label(self.asked.outcome, columns, spine.contact_key, spine.as_of, self.asked.horizon_days)
-        rows = TrainingSet(X, y, spine.contact_key, spine.as_of, self.views.names)
-        return _Again(rows, int((y != spine.y).sum()))
+        rows = with_outcomes(self.asked, columns, X, spine.contact_key, spine.as_of, self.views.names)
+        is_seen = observed(self.asked.outcome, columns, spine.contact_key, spine.as_of, self.asked.horizon_days)
+        # Weights come from all contacts' exposure, also of those that were erased since: they are kept, not made again.
+        return _Again(replace(rows, weight=spine.weight), int(((rows.y != spine.y) | ~is_seen).sum()))
 
 
 def _changed_libraries(then: Mapping[str, str]) -> str:
@@ -265,7 +281,8 @@ def _without(store: Store, manifest: Manifest, gone: Ints, buckets: Collection[i
 def _write(store: Store, folder: str, bucket: int, spine: _Spine) -> StoredFile:
     """A new file; its name ends in its checksum, so that what a manifest names is never written over."""
     sink = pa.BufferOutputStream()
-    table = pa.table({"contact_key": spine.contact_key, "as_of": spine.as_of, "y": spine.y})
+    is_weighted = bool((spine.weight != 1.0).any())
+    table = pa.table({name: getattr(spine, name) for name in (SPINE if is_weighted else SPINE[:-1])})
     pq.write_table(table, sink, compression="zstd", compression_level=1, write_statistics=False)
     data = sink.getvalue().to_pybytes()
     return store.write(f"{folder}/bucket={bucket:03d}-{file_checksum(data)[:8]}.parquet", data, table.num_rows)
@@ -278,7 +295,8 @@ def _read(store: Store, folder: str, file: StoredFile) -> _Spine:
     except FileNotFoundError:
         raise StoreError(f"{store.locate(f'{folder}/{file.name}')} is missing; {remedy}") from None
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).combine_chunks()
-    return _Spine(*(table.column(name).to_numpy() for name in ("contact_key", "as_of", "y")))
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    return _Spine(**{"weight": np.ones(table.num_rows)} | columns)
 
 
 def _publish(store: Store, manifest: Manifest) -> None:

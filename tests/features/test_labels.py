@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,12 +14,28 @@ from features.events import DAY_MICROS
 from features.labels import (
     CHURN,
     CONVERSION,
+    EMAIL_CHURN,
+    Gaps,
+    Outcome,
     churn_horizon_days,
+    deliveries_within,
     label,
+    observed,
     order_days_within,
-    usual_gaps_days,
+    order_gaps,
+    orders_within,
+    usual_gap_days,
 )
-from features.vocabulary import ORDER_CANCELLED, ORDER_COMPLETED, PAGE
+from features.views import Where
+from features.vocabulary import (
+    EMAIL_BOUNCED,
+    EMAIL_CLICKED,
+    EMAIL_OPENED,
+    EMAIL_SENT,
+    ORDER_CANCELLED,
+    ORDER_COMPLETED,
+    PAGE,
+)
 from tests.features.logs import ORIGIN, Event, columns_of, order
 
 
@@ -182,17 +201,61 @@ def test_conversion_is_an_order_within_30_days_and_churn_is_none():
     assert label(CHURN, columns, [1, 2, 3], early, 30).tolist() == [0, 1, 1]
 
 
+def gaps_of(days: list[float], is_open: bool = False) -> Gaps:
+    return Gaps(np.array(days), np.full(len(days), is_open), np.ones(len(days)))
+
+
 def test_the_churn_horizon_is_three_usual_gaps_within_bounds():
-    """Gaps of 10 (contact 1, mean of 5 and 15) and 40 days: median 25, horizon 75."""
+    """Gaps of 5, 15 and ≥ 30 days (a third each) and of 40 and ≥ 10 (a half each); one order day makes no gap.
+
+    Of weight 2 at risk a third ends at 5 (left: 5/6), of 7/6 another at 15 (25/42), of 1/2 the rest at 40: the median.
+    """
     columns = columns_of(
         [order(0), order(5), order(20), order(0, key=2), order(40, key=2), order(3, key=3), order(3.5, key=3)]
     )
-    now = ORIGIN + 50 * DAY_MICROS
+    gaps = order_gaps(columns, ORIGIN + 50 * DAY_MICROS)
 
-    assert usual_gaps_days(columns, now).tolist() == [10.0, 40.0]
-    assert churn_horizon_days(usual_gaps_days(columns, now)) == 75
-    assert churn_horizon_days([1.0]) == 30
-    assert churn_horizon_days([300.0]) == 365
+    assert gaps.days.tolist() == [5, 15, 30, 40, 10]
+    assert gaps.is_open.tolist() == [False, False, True, False, True]
+    assert gaps.weight.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2])
+    assert usual_gap_days(gaps) == 40.0
+    assert churn_horizon_days(gaps) == 120
+    assert churn_horizon_days(gaps_of([1.0])) == 30
+    assert churn_horizon_days(gaps_of([300.0])) == 365
+    assert churn_horizon_days(gaps_of([20.0], is_open=True)) == 365  # half of the gaps never ended
+
+
+def test_open_gaps_keep_a_young_log_from_looking_hasty():
+    """Everybody buys every 60 days or so. In 150 days of log mostly the short gaps have closed; the estimate knows."""
+    rng = np.random.default_rng(3)
+    events = []
+    for key in range(1, 1001):
+        day = rng.uniform(0, 60)
+        while day < 150:
+            events.append(order(float(day), key=key))
+            day += rng.gamma(2, 30)
+    gaps = order_gaps(columns_of(events), ORIGIN + 150 * DAY_MICROS)
+
+    truth = float(np.median(rng.gamma(2, 30, 100_000)))
+    closed = float(np.median(gaps.days[~gaps.is_open]))
+    assert closed < 0.8 * truth
+    assert abs(usual_gap_days(gaps) - truth) < abs(closed - truth) / 2
+
+
+@given(
+    gaps=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=30),
+    copies=st.integers(2, 4),
+)
+def test_a_heavy_buyer_weighs_as_much_as_any_other(gaps: list[tuple[int, bool]], copies: int):
+    """Each gap told ``copies`` times at a part of its weight changes nothing; without open gaps it is the median."""
+    days, is_open = (np.array(column) for column in zip(*gaps, strict=True))
+    once = Gaps(days.astype(float), is_open, np.ones(len(gaps)))
+    split = Gaps(np.repeat(once.days, copies), np.repeat(is_open, copies), np.full(len(gaps) * copies, 1 / copies))
+
+    assert usual_gap_days(split) == usual_gap_days(once)
+    closed = Gaps(once.days, np.zeros(len(gaps), dtype=bool), once.weight)
+    assert usual_gap_days(closed) == np.quantile(once.days, 0.5, method="inverted_cdf")
+    assert usual_gap_days(once) >= usual_gap_days(closed)
 
 
 def test_a_horizon_that_must_come_from_the_data_is_asked_for():
@@ -201,3 +264,139 @@ def test_a_horizon_that_must_come_from_the_data_is_asked_for():
         label(CHURN, columns_of([]), [1], [ORIGIN])
     with pytest.raises(ValueError, match="at least 1 day"):
         order_days_within(columns_of([]), [1], [ORIGIN], 0)
+
+
+def event(
+    kind: str, day: float, ref: int = 0, *, known_on: float | None = None, human: int = -1, repeat: bool = False,
+    key: int = 1, **properties: object,
+) -> Event:  # fmt: skip
+    at = ORIGIN + int(day * DAY_MICROS)
+    known = at if known_on is None else ORIGIN + int(known_on * DAY_MICROS)
+    return Event(key, at, known, kind, 0, 0, human, repeat, ref, properties or None)
+
+
+def answer(outcome: Outcome, events: list[Event], day: float = 0.0) -> int:
+    return int(label(outcome, columns_of(events), [1], [ORIGIN + int(day * DAY_MICROS)])[0])
+
+
+def test_an_outcome_may_ask_for_any_event():
+    """A name of your own, or one of several; known at the close, inside the horizon, of this contact."""
+    tried = Outcome("tried", ("Sofa Tested", PAGE), 10, "some")
+
+    assert answer(tried, [event("Sofa Tested", 3)]) == 1
+    assert answer(tried, [event(PAGE, 3)]) == 1
+    assert answer(tried, [event("Sofa Seen", 3), event("Sofa Tested", 10), event("Sofa Tested", 3, key=2)]) == 0
+    assert answer(tried, [event("Sofa Tested", 3, known_on=10.0)]) == 1
+    assert answer(tried, [event("Sofa Tested", 3, known_on=10.1)]) == 0
+    assert answer(Outcome("silent", ("Sofa Tested",), 10, "none"), [event("Sofa Tested", 3)]) == 0
+    assert answer(Outcome("any", ("Sofa Tested", ORDER_COMPLETED), 10, "some"), [order(2.0)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "properties", "meets"),
+    [
+        (Where("category", ("Shoes", "Hats")), {"category": "Hats"}, 1),
+        (Where("category", ("Shoes",)), {"category": "Hats"}, 0),
+        (Where("category", ("Shoes",)), {}, 0),
+        (Where("products.category", ("Shoes",)), {"products": [{"category": "Hats"}, {"category": "Shoes"}]}, 1),
+        (Where("price", at_least=10), {"price": "10.0"}, 1),
+        (Where("price", at_least=10, at_most=20), {"price": 21}, 0),
+        (Where("gift", (True,)), {"gift": "true"}, 1),
+    ],
+)
+def test_an_outcome_may_ask_for_properties(where: Where, properties: dict[str, object], meets: int):
+    """As streams of features do; one value of several is enough."""
+    assert (
+        answer(Outcome("shoes", ("Sofa Tested",), 10, "some", (where,)), [event("Sofa Tested", 1, **properties)])
+        == meets
+    )
+
+
+def test_properties_filter_orders_after_they_were_netted():
+    """The order for shoes is cancelled, the one for hats stands; events read without properties are refused."""
+    bought = [
+        order(1.0, ref=9)._replace(properties={"category": "Shoes"}),
+        order(2.0, ref=8)._replace(properties={"category": "Hats"}),
+    ]
+    shoes, hats = (
+        Outcome(name, (ORDER_COMPLETED,), 10, "some", (Where("category", (name,)),)) for name in ("Shoes", "Hats")
+    )
+
+    assert (answer(shoes, bought), answer(hats, bought)) == (1, 1)
+    assert (answer(shoes, [*bought, cancel(3.0, 0, ref=9)]), answer(hats, [*bought, cancel(3.0, 0, ref=9)])) == (0, 1)
+    assert shoes.needs_properties
+    with pytest.raises(ValueError, match="with_properties"):
+        label(shoes, replace(columns_of(bought), properties=None), [1], [ORIGIN])
+
+
+def test_a_persons_first_open_or_click_of_a_mail_is_engagement():
+    """A machine's is not, and the second open of one mail is none of its own."""
+    assert answer(EMAIL_CHURN, []) == 1
+    assert answer(EMAIL_CHURN, [event(EMAIL_OPENED, 3, 1, human=500_000)]) == 0
+    assert answer(EMAIL_CHURN, [event(EMAIL_CLICKED, 3, 1, human=900_000)]) == 0
+    assert answer(EMAIL_CHURN, [event(EMAIL_OPENED, 3, 1, human=499_999)]) == 1
+    assert answer(EMAIL_CHURN, [event(EMAIL_OPENED, 3, 1, human=900_000, repeat=True)]) == 1
+
+
+def test_who_gets_too_few_mails_is_not_seen():
+    """Five mails that arrive within the horizon, whatever came of them; a bounce known only later takes none away."""
+    mails = [event(EMAIL_SENT, day, ref) for ref, day in enumerate((1, 11, 21, 31, 41), 1)]
+    strange = [event(EMAIL_BOUNCED, 2, 1, key=2), event(EMAIL_BOUNCED, 2, 77), event(EMAIL_BOUNCED, 2)]
+
+    def seen(events: list[Event]) -> tuple[int, bool]:
+        columns, at = columns_of(events), [ORIGIN]
+        return int(deliveries_within(columns, [1], at, 60)[0]), bool(observed(EMAIL_CHURN, columns, [1], at)[0])
+
+    assert seen([*mails, *strange]) == (5, True)
+    assert seen([*mails, event(EMAIL_CLICKED, 12, 2, human=900_000)]) == (5, True)
+    assert seen(mails[1:]) == (4, False)
+    assert seen([*mails[1:], event(EMAIL_SENT, 60, 6)]) == (4, False)
+    assert seen([*mails, event(EMAIL_BOUNCED, 12, 2)]) == (4, False)
+    assert seen([*mails, event(EMAIL_BOUNCED, 12, 2, known_on=61)]) == (5, True)
+    assert observed(CONVERSION, columns_of([]), [1, 2], [ORIGIN] * 2).all()
+
+
+def test_the_money_of_a_window_is_net():
+    """Two days, three orders; a part of one is taken back in time, of another too late, a third is cancelled."""
+    events = [
+        order(1.0, 100, ref=1), order(1.5, 200, ref=2), order(2.0, 400, ref=3), order(11.0, 800, ref=4),
+        cancel(3.0, 30, ref=1), cancel(4.0, 20, ref=1), cancel(3.0, 50, ref=2, known_on=10.5), cancel(5.0, 0, ref=3),
+    ]  # fmt: skip
+    found = orders_within(columns_of(events), [1, 1, 2], [ORIGIN, ORIGIN + 11 * DAY_MICROS, ORIGIN], 10)
+
+    assert found.days.tolist() == [1, 1, 0]
+    assert found.value_minor.tolist() == [100 - 30 - 20 + 200, 800, 0]
+    note = orders_within(columns_of([order(1.0, 300), cancel(2.0, 100, ref=7)]), [1], [ORIGIN], 10)
+    assert (note.days.tolist(), note.value_minor.tolist()) == ([1], [200])  # a credit note for a part
+
+
+@given(events=shop_logs, day=st.integers(0, 60), horizon=st.integers(1, 40))
+@settings(deadline=None, max_examples=80)
+def test_what_was_known_at_the_close_is_all_that_counts(events: list[Event], day: int, horizon: int):
+    """Without what became known later, answer, mails and money are the same; no window holds more than was ordered."""
+    at, close = ORIGIN + day * DAY_MICROS, ORIGIN + (day + horizon) * DAY_MICROS
+    early = [one for one in events if max(one.occurred_at + 1, one.received_at) <= close]
+    then, now = (orders_within(columns_of(told), [1, 2], [at, at], horizon) for told in (early, events))
+
+    assert then.days.tolist() == now.days.tolist()
+    assert then.value_minor.tolist() == now.value_minor.tolist()
+    gross = [
+        sum(
+            e.value_minor
+            for e in early
+            if e.kind == ORDER_COMPLETED and e.contact_key == key and at <= e.occurred_at < close
+        )
+        for key in (1, 2)
+    ]
+    assert all(0 <= net <= most for net, most in zip(now.value_minor.tolist(), gross, strict=True))
+
+
+def test_an_outcome_survives_json():
+    """As manifests keep it; one of before outcomes were declared is read too."""
+    outcome = Outcome(
+        "shoes", ("Sofa Tested",), 10, "some", (Where("category", ("Shoes", 3)), Where("price", at_least=1))
+    )
+
+    assert Outcome.from_dict(json.loads(json.dumps(asdict(outcome)))) == outcome
+    old = {"name": "conversion", "event": ORDER_COMPLETED, "horizon_days": 30, "positive": "some"}
+    assert Outcome.from_dict(old) == CONVERSION

@@ -11,7 +11,18 @@ from features.tables import to_micros
 from features.views import DEFAULT_VIEWS
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, KINDS
 from training import conversion
-from training.datasets import DAY_MICROS, Definition, closed_sends, sends_of, snapshot_instants, training_set
+from training.datasets import (
+    DAY_MICROS,
+    Definition,
+    TrainingSet,
+    checksum,
+    checksums,
+    closed_sends,
+    in_order,
+    sends_of,
+    snapshot_instants,
+    training_set,
+)
 from training.ladder import fit_calibrated
 from training.scoring import score
 from training.serving import ModelCard, load_model, write_model
@@ -99,6 +110,34 @@ def test_too_many_rows_take_a_stable_part_of_the_contacts(shop, monkeypatch) -> 
     assert len(once) <= 400
     assert 0.4 < once.manifest["contacts_share"] < 0.6
     np.testing.assert_array_equal(once.contact_key, again.contact_key)
+
+
+def test_rows_keep_their_weights_and_money_wherever_they_go() -> None:
+    """Chosen, put in order, summed: weight, order days and money stay with their row; a weight changes the sum."""
+    n, hour = 6, np.arange(6, dtype=np.int64) * HOUR
+    data = TrainingSet(
+        np.arange(6.0)[:, None], np.ones(n, np.int8), np.arange(n), hour, ("x",), {}, np.arange(6.0), np.arange(n), hour
+    )
+    halves = [data.rows(data.X[:, 0] >= 3), data.rows(data.X[:, 0] < 3)]
+
+    for part in (in_order(halves, ("x",)), data.at(2 * HOUR), data.closed_by(2 * HOUR + DAY_MICROS, 1)):
+        np.testing.assert_array_equal(part.weight, part.X[:, 0])
+        np.testing.assert_array_equal(part.order_days, part.X[:, 0])
+        np.testing.assert_array_equal(part.order_value, part.X[:, 0] * HOUR)
+    plain = TrainingSet(data.X, data.y, data.contact_key, data.as_of, data.names)
+    assert plain.weight.tolist() == [1.0] * n
+    assert not plain.is_weighted
+    assert "weight" not in checksums(plain)
+    assert checksums(data) == checksums(plain) | {"weight": checksum(data.weight)}
+    assert in_order([], ("x",)).weight.shape == (0,)
+
+
+def test_orders_in_the_window_stand_beside_the_outcome(shop) -> None:
+    """Somebody with an order day has money and the outcome; nobody else has."""
+    data = training_set(shop.lake, DEFAULT_VIEWS, ASKED, [to_micros(shop.now) - 30 * DAY_MICROS])
+
+    np.testing.assert_array_equal(data.order_days > 0, data.y == 1)
+    np.testing.assert_array_equal(data.order_value >= 500, data.y == 1)
 
 
 def test_no_instant_is_refused(shop) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from features.events import NewEvent, append
-from features.labels import CHURN, CONVERSION
+from features.labels import CHURN, CONVERSION, EMAIL_CHURN
 from features.lake import Lake
 from features.store import StoreError
 from features.tables import to_micros
@@ -26,7 +26,7 @@ from training import churn, conversion, registry
 from training.datasets import DAY_MICROS, Definition, TrainingSet, training_set
 from training.ladder import fit_calibrated
 from training.runs import TRAINING_SET_FILE, train
-from training.serving import load_model
+from training.serving import Population, load_model
 from training.training_sets import KEEP, NotReproduced, erase_from_training_sets, reproduce, save
 
 HORIZON = 30
@@ -149,6 +149,26 @@ def test_churn_over_its_own_horizon_is_made_again_too(past: Past):
     assert Definition.from_dict(manifest["definition"]) == asked
     assert again.y.tobytes() == data.y.tobytes()
     assert again.X.tobytes() == data.X.tobytes()
+
+
+def test_weighted_rows_are_made_again_with_their_weights(past: Past):
+    """E-mail churn leaves out who got too few mails; the weights are those of back then, also without the erased."""
+    mailed = Population(((("sends_90d", 1, None),),), "mailed")
+    data = made(past.lake, past.until - 30 * DAY_MICROS, Definition(EMAIL_CHURN, mailed, 60, "silence"))
+    manifest = json.loads(json.dumps(save(past.lake, "email_churn", data, saved_at=SAVED_AT)))
+    past.go_on()
+
+    again = reproduce(past.lake, manifest)
+
+    assert data.is_weighted
+    assert data.manifest["censored_rows"] > len(data) > 100
+    assert again.weight.tobytes() == data.weight.tobytes()
+    assert again.y.tobytes() == data.y.tobytes()
+    assert again.order_value.tobytes() == data.order_value.tobytes()
+    gone = int(data.contact_key[0])
+    past.lake.erase([gone])
+    erase_from_training_sets(past.lake, [gone])
+    assert reproduce(past.lake, manifest).weight.tobytes() == data.weight[data.contact_key != gone].tobytes()
 
 
 def test_a_set_that_differs_is_refused_with_its_buckets(past: Past):
