@@ -267,7 +267,7 @@ def erase_contacts_command(
 
     with _installation() as (settings, database):
         erased = erase_contacts(database, settings, user_ids, now=datetime.now(UTC))
-        files = finish_erasures(database, _lake(settings), settings, now=datetime.now(UTC), at_once=True)
+        files = finish_erasures(database, _lake(settings), settings, now=datetime.now(UTC))
     _answer(_plain(erased) | {"files": _plain(files)}, as_json, _erasure_lines)
 
 
