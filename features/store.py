@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 #: Key of PostgreSQL's advisory lock for writers of the store.
@@ -188,11 +188,8 @@ class Store:
         """
         with self._thread_lock:
             if not self.is_local and session is not None and session.get_bind().dialect.name == "postgresql":
-                session.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-                try:
+                with _advisory_lock(session.get_bind().engine):
                     yield
-                finally:
-                    session.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
                 return
             import fcntl
 
@@ -208,3 +205,18 @@ class Store:
                     for leftover in Path(self._root).glob("*.tmp"):
                         leftover.unlink()
                 yield
+
+
+@contextmanager
+def _advisory_lock(engine: Engine) -> Iterator[None]:
+    """PostgreSQL's lock, on a connection of its own: a failed statement of the caller does not keep it."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+        try:
+            yield
+        finally:
+            try:
+                connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+            except BaseException:
+                connection.invalidate()  # closed, and the lock with it, instead of pooled
+                raise
