@@ -48,15 +48,17 @@ def train_model(
     """
     from training.runs import train  # MLflow takes seconds to import; only training pays for it
 
-    version = train(
-        name,
-        lake,
-        as_of,
-        tracking_uri=settings.tracking_uri,
-        artifact_root=settings.mlruns / "artifacts",
-        horizon_days=horizon_days,
-        seed=seed,
-    )
+    with database.reading() as session:  # for the store's lock: no transaction stays open meanwhile
+        version = train(
+            name,
+            lake,
+            as_of,
+            tracking_uri=settings.tracking_uri,
+            artifact_root=settings.mlruns / "artifacts",
+            horizon_days=horizon_days,
+            seed=seed,
+            session=session,
+        )
     if version.promoted:
         with database.writing() as session:
             serve_version(session, name, version.version, version.folder, now=now)

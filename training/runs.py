@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sqlalchemy.orm import Session
 
 from features.checks import sample_vectors
 from features.labels import CHURN, CHURN_HORIZON_BOUNDS, CONVERSION, churn_horizon_days
@@ -85,6 +86,7 @@ def train(
     horizon_days: int | None = None,
     seed: int = 0,
     n_jobs: int = 1,
+    session: Session | None = None,
 ) -> TrainedVersion:
     """A version of ``name`` trained on what was known at ``as_of``: logged, registered, promoted if it passes the gate.
 
@@ -105,6 +107,8 @@ def train(
         The same log, ``as_of`` and seed give the same model.
     n_jobs : int
         Buckets worked on at a time.
+    session : Session, optional
+        For the lock of the lake's store, under which the training set is saved; see `Store.exclusive`.
 
     Raises
     ------
@@ -121,7 +125,7 @@ def train(
         if name == send_hour.NAME:
             trained = _train_hours(lake, until, folder, n_jobs)
         else:
-            trained = _train_outcome(name, lake, until, folder, horizon_days, seed, n_jobs, tracking_uri)
+            trained = _train_outcome(name, lake, until, folder, horizon_days, seed, n_jobs, tracking_uri, session)
         card, gate, manifest = trained
         registered = registry.log_and_register(
             folder,
@@ -196,6 +200,7 @@ def _train_outcome(
     seed: int,
     n_jobs: int,
     tracking_uri: str,
+    session: Session | None,
 ) -> Trained:
     seq = lake.watermark  # what the log takes up meanwhile is not learned from
     span = log_span(lake, until, n_jobs, seq=seq)
@@ -222,7 +227,7 @@ def _train_outcome(
     )
     today = sample_vectors(lake, DEFAULT_VIEWS, until, lambda X: outcome.population.contains(X, DEFAULT_VIEWS.names))
     write_model(folder, card, DEFAULT_VIEWS, fitted.estimator, fitted.calibration, data.X, today)
-    manifest = training_sets.save(lake, name, data, saved_at=datetime.now(UTC))
+    manifest = training_sets.save(lake, name, data, saved_at=datetime.now(UTC), session=session)
     (folder / TRAINING_SET_FILE).write_text(json.dumps(manifest, indent=1))
     champion = _serving_outcome(name, tracking_uri)
     theirs = None

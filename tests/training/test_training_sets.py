@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from sqlalchemy.event import listen
 
 from features.events import NewEvent, append
 from features.labels import CHURN, CONVERSION
@@ -22,6 +23,8 @@ from features.tables import to_micros
 from features.views import DEFAULT_VIEWS, ViewSet
 from features.vocabulary import EMAIL_CLICKED, ORDER_CANCELLED, ORDER_COMPLETED, PAGE
 from service.database import Database
+from service.jobs import train_model
+from service.settings import Settings
 from training import churn, conversion, registry
 from training.datasets import DAY_MICROS, Definition, TrainingSet, training_set
 from training.ladder import fit_calibrated
@@ -302,6 +305,27 @@ def test_any_store_holds_training_sets(past: Past):
         assert erase_from_training_sets(lake, past.data.contact_key[:1].tolist()) > 0
     finally:
         fsspec.filesystem("memory").rm("/kairos-training-sets", recursive=True)
+
+
+@pytest.mark.postgres
+def test_training_saves_its_set_under_the_lock_that_an_erasure_takes(
+    past: Past, shop: Any, postgres: Any, tmp_path: Path
+):
+    """On an object store beside PostgreSQL that is the database's: each waits for the other on another machine."""
+    lake, settings = Lake("memory://kairos-training-lock", buckets=8), Settings(home=tmp_path / "home", _env_file=None)
+    said: list[str] = []
+    listen(postgres.engine, "before_cursor_execute", lambda *told: said.append(told[2]))
+    try:
+        with past.database.reading() as session:
+            lake.sync(session)
+        train_model(postgres, lake, settings, "conversion", as_of=shop.now, now=shop.now)
+    finally:
+        fsspec.filesystem("memory").rm("/kairos-training-lock", recursive=True)
+
+    assert [one.split("(")[0] for one in said if "advisory" in one] == [
+        "select pg_advisory_lock",
+        "select pg_advisory_unlock",
+    ]
 
 
 # --- The run -----------------------------------------------------------------------------------------------------
