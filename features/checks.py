@@ -437,11 +437,12 @@ def replay(
     n_jobs : int
         Buckets worked on at a time.
     """
-    from features.engine import run
+    from features.offline import map_tasks
 
+    watermark = lake.watermark
     gone = np.isin(served.contact_key, np.fromiter(erased, dtype=np.int64, count=len(erased)))
     unknown = np.array([version not in view_sets for version in served.version], dtype=bool) & ~gone
-    ahead = (served.seq > lake.watermark) & ~gone & ~unknown
+    ahead = (served.seq > watermark) & ~gone & ~unknown
     skipped = {
         "of erased contacts": int(gone.sum()),
         "of unknown view-set versions": int(unknown.sum()),
@@ -464,9 +465,9 @@ def replay(
             for version in sorted(set(versions[mine].tolist()))
             if len(rows := mine[versions[mine] == version])
         }
-        tasks.append((lake, bucket, parts))
+        tasks.append((bucket, parts))
     mismatched, by_feature, examples = 0, dict[str, int](), list[Mismatch]()
-    for differing, features, found in run(_ReplayBucket(dict(view_sets)), tasks, n_jobs):
+    for differing, features, found in map_tasks(_ReplayBucket(dict(view_sets)), lake, tasks, n_jobs, watermark):
         mismatched += differing
         examples += found[: EXAMPLES - len(examples)]
         for name, count in features.items():

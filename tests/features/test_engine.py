@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.checks import ServedVectors, replay
 from features.engine import EngineError, run, use_engine
 from features.events import DAY_MICROS, NewEvent, append
 from features.labels import CONVERSION
@@ -156,6 +157,10 @@ def test_two_nodes_give_the_bits_of_one_machine(
         unseen.sync(session)
     with pytest.raises(LakeError, match=r"reaches to place 0 of the log, .* 20000: .*KAIROS_LAKE_URL"):
         historical_features(unseen, spine, DEFAULT_VIEWS)
+    one = [np.array([value]) for value in (vectors.contact_key[0], vectors.as_of[0], unseen.watermark)]
+    served = ServedVectors(*one, [DEFAULT_VIEWS.version], [vectors.X[0].tobytes()])
+    with pytest.raises(LakeError, match=r"reaches to place 0 of the log, .* 20000: .*KAIROS_LAKE_URL"):
+        replay(unseen, served, {DEFAULT_VIEWS.version: DEFAULT_VIEWS})
 
 
 def test_an_engine_that_is_not_there_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
