@@ -61,7 +61,8 @@ class Freshness:
 
 def freshness(session: Session, lake: Lake, *, now: int) -> Freshness:
     """Where log and lake stand at ``now`` (microseconds since 1970 UTC)."""
-    at, watermark, clock = head(session), lake.watermark, current(session, "event_clock")
+    watermark = lake.watermark  # before the log: another may bring the lake up meanwhile
+    at, clock = head(session), current(session, "event_clock")
     waiting: float | None = 0.0
     if at > watermark:
         # Imported history says when it occurred, not when it came: it cannot tell since when it has waited.

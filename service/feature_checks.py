@@ -84,6 +84,7 @@ def check_features(
             found = freshness(session, lake, now=to_micros(now))
             report["freshness"] = asdict(found)
             problems += _said_of_freshness(found)
+        with database.reading() as session:  # the log as it is once the lake is ours
             lake.sync(session)
         for views in VIEW_SETS.values():
             report["view_sets"][views.name] = _view_set_report(lake, views, now)

@@ -179,6 +179,31 @@ def test_a_damaged_lake_is_reported_not_raised(any_database: Database, lake: Lak
         assert latest_check(session).report == report
 
 
+def test_a_sync_of_another_in_the_midst_of_a_check_is_no_problem(any_database: Database, lake: Lake, now: datetime):
+    """The lake then reaches further than the log that the check began to read; that is no other database."""
+
+    class Shared(Lake):
+        """Brought up by another, to where the log has gone on, as soon as it was looked at."""
+
+        looks = 0
+
+        @property
+        def watermark(self) -> int:
+            seen = super().watermark
+            Shared.looks += 1
+            if Shared.looks == 1:
+                late = _orders(np.random.default_rng(3), "late", 5, to_micros(now) - DAY_MICROS, to_micros(now))
+                with any_database.writing() as session:
+                    append(session, late, received_at=to_micros(now))
+                with any_database.reading() as session:
+                    lake.sync(session)
+            return seen
+
+    report = check_features(any_database, Shared(lake.url, buckets=4), now=now)
+
+    assert (Shared.looks > 1, report["problems"]) == (True, [])
+
+
 def test_the_daily_round_is_made_once_a_business_day(any_database: Database, lake: Lake, tmp_path: Path, now: datetime):
     """By one of several workers; its snapshot is as of local midnight, and old ones go after fourteen days."""
     settings = Settings(home=tmp_path / "home", timezone="America/New_York", _env_file=None)
