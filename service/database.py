@@ -62,7 +62,9 @@ class Database:
             options["connect_args"] = {"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000}
         self.engine: Engine = create_engine(parsed, pool_size=20, max_overflow=40, **options)
         self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
-        self._writer = self.engine
+        self._writer = self._reader = self.engine
+        if not self.is_sqlite:  # as SQLite does it: what is committed meanwhile is not seen
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
         if self.is_sqlite:
             event.listen(self.engine, "connect", partial(_configure_sqlite, is_durable, READER_CACHE_KIB))
             event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
@@ -74,7 +76,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session whose reads see one state of the database."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
