@@ -351,7 +351,8 @@ class Lake:
                 if stay.any():
                     files[bucket] = (self._write(bucket, f"base-{before.watermark}", events.take(stay)),)
             after = replace(before, files=files, erased=before.erased | keys)
-            self._publish(after)
+            if after != before:
+                self._publish(after)
             # All of their buckets: a run that was killed before it swept may have left files with their events behind.
             self._sweep(before, after, buckets)
         return removed

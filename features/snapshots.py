@@ -273,6 +273,9 @@ def erase_from_snapshots(lake: Lake, contact_keys: Collection[int], *, session: 
                 )  # fmt: skip
                 _remove(store, folder)
                 continue
+            if after == snapshot:  # an erasure that waits for something else is done again and again
+                _sweep(store, snapshot)
+                continue
             _publish(store, after)
             erased += after.erased_rows - snapshot.erased_rows
     return erased
@@ -406,6 +409,11 @@ def _publish(store: Store, snapshot: Snapshot) -> None:
     content = {"format": FORMAT, **asdict(snapshot)}
     content["files"] = {str(bucket): asdict(file) for bucket, file in sorted(snapshot.files.items())}
     store.write(f"{snapshot.folder}/{MANIFEST}", json.dumps(content).encode())
+    _sweep(store, snapshot)
+
+
+def _sweep(store: Store, snapshot: Snapshot) -> None:
+    """Files that its manifest does not name are deleted: a writer that was killed left them."""
     named = {f"{snapshot.folder}/{name}" for name in (MANIFEST, *(file.name for file in snapshot.files.values()))}
     for path in store.list(snapshot.folder):
         if path not in named:

@@ -189,6 +189,9 @@ def erase_from_training_sets(lake: Lake, contact_keys: Collection[int], *, sessi
             if manifest is None or after is None:  # nobody writes one now: it was broken off
                 _remove(store, folder)
                 continue
+            if after == manifest:  # an erasure that waits for something else is done again and again
+                _sweep(store, manifest)
+                continue
             _publish(store, after)
             erased += after["erased_rows"] - manifest["erased_rows"]
     return erased
@@ -285,6 +288,12 @@ def _read(store: Store, folder: str, file: StoredFile) -> _Spine:
 def _publish(store: Store, manifest: Manifest) -> None:
     folder = manifest["folder"]
     store.write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+    _sweep(store, manifest)
+
+
+def _sweep(store: Store, manifest: Manifest) -> None:
+    """Files that it does not name are deleted: a writer that was killed left them."""
+    folder = manifest["folder"]
     named = {f"{folder}/{name}" for name in (MANIFEST, *(file["name"] for file in manifest["files"].values()))}
     for path in store.list(folder):
         if path not in named:
