@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -89,6 +89,8 @@ class VerifyReport:
     differing_buckets: tuple[int, ...]
     #: Files that are missing, or whose bytes are not those that were written.
     damaged_files: tuple[str, ...]
+    #: Events of contacts erased from the log that files hold until they are rewritten; in neither number of rows.
+    rows_awaiting_erasure: int = 0
 
 
 def splitmix64(values: npt.ArrayLike) -> npt.NDArray[np.uint64]:
@@ -292,11 +294,24 @@ class Lake:
         with self.store.exclusive(session):
             return self._fill(session, head(session))
 
-    def verify(self, session: Session) -> VerifyReport:
-        """Whether every bucket holds exactly the log's events up to the watermark, and every file its bytes."""
+    def verify(self, session: Session, awaiting: Callable[[Session], Collection[int]] | None = None) -> VerifyReport:
+        """Whether every bucket holds exactly the log's events up to the watermark, and every file its bytes.
+
+        Parameters
+        ----------
+        session : Session
+            That has read nothing yet: what it sees of the log must not be older than the lake.
+        awaiting : callable, optional
+            Gives the contacts that were erased from the log and whose files have not followed yet.
+        """
         with self.store.exclusive(session):
             self.store.forget()
             manifest = self._manifest()
+            pending = frozenset(awaiting(session)) if awaiting is not None else frozenset[int]()
+            # What comes into the log of an erased contact the lake does not take; what it still held would be a fault.
+            not_in_lake = np.array(sorted(pending - manifest.erased), dtype=np.int64)
+            not_in_log = np.array(sorted(pending | manifest.erased), dtype=np.int64)
+            rows_awaiting = 0
             lake_counts = np.zeros(self.buckets, dtype=np.int64)
             lake_sums = np.zeros(self.buckets, dtype=np.uint64)
             damaged: list[str] = []
@@ -310,11 +325,16 @@ class Lake:
                         continue
                     if len(events) and (self.bucket_of(events.contact_key) != bucket).any():
                         damaged.append(self.store.locate(path))
+                    if (leaves := np.isin(events.contact_key, not_in_lake)).any():
+                        rows_awaiting += int(leaves.sum())
+                        events = events.take(~leaves)
                     lake_counts[bucket] += len(events)
                     lake_sums[bucket : bucket + 1] += _fingerprints(events).sum(dtype=np.uint64)  # wraps, on purpose
             log_counts = np.zeros(self.buckets, dtype=np.int64)
             log_sums = np.zeros(self.buckets, dtype=np.uint64)
             for page in read_by_contact(session, manifest.watermark, CHUNK_ROWS):
+                if len(not_in_log):
+                    page = page.take(~np.isin(page.contact_key, not_in_log))
                 bucket_of = self.bucket_of(page.contact_key)
                 np.add.at(log_counts, bucket_of, 1)
                 np.add.at(log_sums, bucket_of, _fingerprints(page))
@@ -326,6 +346,7 @@ class Lake:
             rows_log=int(log_counts.sum()),
             differing_buckets=tuple(differing.tolist()),
             damaged_files=tuple(damaged),
+            rows_awaiting_erasure=rows_awaiting,
         )
 
     def erase(self, contact_keys: Collection[int], session: Session | None = None) -> int:

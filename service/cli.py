@@ -346,20 +346,25 @@ def verify_lake(as_json: Json = False) -> None:
 
     Example: kairos features verify
     """
+    from service.erase import awaiting_files
+
     with _installation() as (settings, database), database.reading() as session:
-        report = _plain(_lake(settings).verify(session))
-    _answer(
-        report,
-        as_json,
-        lambda shown: (
-            f"the lake equals the log up to {shown['watermark']:,}"
-            if shown["equal"]
-            else f"buckets {shown['differing_buckets']} differ, files {shown['damaged_files']} are damaged; "
-            "run `kairos features rebuild`"
-        ),
-    )
+        report = _plain(_lake(settings).verify(session, awaiting_files))
+    _answer(report, as_json, _verify_lines)
     if not report["equal"]:
         raise typer.Exit(1)
+
+
+def _verify_lines(report: dict[str, Any]) -> str:
+    lines = [
+        f"the lake equals the log up to {report['watermark']:,}"
+        if report["equal"]
+        else f"buckets {report['differing_buckets']} differ, files {report['damaged_files']} are damaged; "
+        "run `kairos features rebuild`"
+    ]
+    if waiting := report["rows_awaiting_erasure"]:
+        lines.append(f"{waiting:,} events of erased contacts wait in its files until the worker rewrites them")
+    return "\n".join(lines)
 
 
 @features.command("check")

@@ -195,6 +195,11 @@ def take_away(session: Session, contact_keys: Collection[int], *, now: datetime)
     return TakenAway(events, cancelled, leaving)
 
 
+def awaiting_files(session: Session) -> set[int]:
+    """Contacts that were erased and whose files have not followed yet."""
+    return set(session.scalars(select(ErasureRow.contact_key).where(ErasureRow.files_done_at.is_(None))))
+
+
 def _keys_of(session: Session, user_ids: Sequence[str]) -> list[int]:
     """Keys of the contacts that go by these names, their own or another one that was told."""
     found = find(session, user_ids)

@@ -20,7 +20,7 @@ from features.events import IN_CHUNK
 from features.lake import Lake
 from features.snapshots import erase_from_snapshots
 from service.database import Database
-from service.erase import take_away
+from service.erase import awaiting_files, take_away
 from service.flow.deliver import ATTEMPT_LEASE_SECONDS, database_now
 from service.settings import Settings
 from service.tables import ErasureRow, SendRow
@@ -63,7 +63,7 @@ def finish_erasures(database: Database, lake: Lake, settings: Settings, *, now: 
         If the lake cannot be read or written; the erasures go on waiting.
     """
     with database.reading() as session:
-        waiting = set(session.scalars(select(ErasureRow.contact_key).where(ErasureRow.files_done_at.is_(None))))
+        waiting = awaiting_files(session)
         recent = session.scalars(select(ErasureRow.contact_key).where(ErasureRow.requested_at > now - STRAGGLERS))
         looked_at = waiting | set(recent)
     if looked_at:

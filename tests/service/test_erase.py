@@ -31,7 +31,7 @@ from features.views import DEFAULT_VIEWS
 from service.campaigns import NewCampaign, campaign_report, create_campaign, plan_campaign, schedule_campaign
 from service.clock import SimulatedClock
 from service.database import Database
-from service.erase import REASON, erase_contacts
+from service.erase import REASON, awaiting_files, erase_contacts
 from service.erase_files import finish_erasures
 from service.errors import Invalid, NotFound
 from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
@@ -352,6 +352,27 @@ def test_it_stays_gone_after_sync_and_rebuild(shop: Shop):
     write_snapshot(shop.lake, DEFAULT_VIEWS, to_micros(shop.now) + 1)
     shop.finish()
     assert shop.found() == []
+
+
+@on_both
+def test_an_erasure_that_waits_for_its_files_is_no_fault_of_the_lake(shop: Shop):
+    """Verified between the two steps: equal, with the events that wait; nor is what a straggler brings later."""
+    events = count(shop.database, EventRow, EventRow.contact_key == shop.key)
+    shop.erase()
+    with shop.database.reading() as session:
+        assert not shop.lake.verify(session).equal
+    with shop.database.reading() as session:
+        between = shop.lake.verify(session, awaiting_files)
+    shop.finish()
+    with shop.database.writing() as session:
+        straggler = NewEvent(shop.key, "Page Viewed", to_micros(shop.now), "late", f"user:{CANARY}")
+        append(session, [straggler], received_at=to_micros(shop.now))
+    shop.sync()
+    with shop.database.reading() as session:
+        after = shop.lake.verify(session, awaiting_files)
+
+    assert (between.equal, between.rows_lake, between.rows_awaiting_erasure) == (True, between.rows_log, events)
+    assert (after.equal, after.rows_lake, after.rows_awaiting_erasure) == (True, between.rows_log, 0)
 
 
 @on_both
