@@ -280,6 +280,23 @@ def test_vectors_go_into_a_snapshot_or_a_file(kairos: Callable[..., Any], tmp_pa
     assert any(file.loc[key, "revenue_ever"] == one["revenue_ever"] for key in file.index)
 
 
+def test_an_erasure_whose_files_fail_says_what_is_done(kairos: Callable[..., Any], tmp_path: Path):
+    """The contact is gone from the database, and the command succeeds; it names the fault and who goes on."""
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    answer(kairos("import", "orders", "orders.csv", "--json"))
+    answer(kairos("features", "sync", "--json"))
+    (tmp_path / "home" / "lake" / "manifest.json").write_text("{}")
+    code, out, _ = kairos("contacts", "erase", "1")
+    report = answer(kairos("contacts", "erase", "2", "--json"))
+
+    assert code == 0
+    assert "1 contacts erased" in out
+    assert "manifest.json is no manifest" in out
+    assert "`kairos worker` tries again" in out
+    assert (report["contacts"], report["files"]["finished"], report["files"]["waiting"]) == (1, 0, 1)
+    assert kairos("contacts", "erase", "1")[0] == 1
+
+
 def test_contacts_are_erased_with_their_files(kairos: Callable[..., Any], tmp_path: Path):
     """Database and lake at once; a name that nobody has stops the command before it erases anybody."""
     (tmp_path / "orders.csv").write_text(ORDERS)
