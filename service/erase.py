@@ -79,6 +79,8 @@ log = logging.getLogger(__name__)
 
 #: What the ledger says of a send whose contact is no more.
 REASON = "contact erased"
+#: Before a decision's id it stands for the caller's own word for the occasion, from which the draw was made.
+ERASED_OCCURRENCE = "erased:"
 
 #: Values in one IN list.
 _CHUNK = 10_000
@@ -175,13 +177,13 @@ def take_away(session: Session, contact_keys: Collection[int], *, now: datetime)
     keys = sorted(contact_keys)
     cancelled, leaving = _end_sends(session, keys, now)
     for chunk in _chunks(keys):
-        occurrence = "erased:" + DecisionRow.decision_id  # an intent stays one of its kind
+        occurrence = ERASED_OCCURRENCE + DecisionRow.decision_id  # an intent stays one of its kind
         session.execute(
             update(DecisionRow)
             .where(
                 DecisionRow.contact_key.in_(chunk),
                 DecisionRow.send_id.is_(None),
-                DecisionRow.occurrence.not_like("erased:%"),
+                DecisionRow.occurrence.not_like(f"{ERASED_OCCURRENCE}%"),
             )
             .values(occurrence=occurrence)
         )
