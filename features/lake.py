@@ -48,6 +48,10 @@ class LakeError(StoreError):
     """The lake's files are not what its manifest says; the message names the remedy."""
 
 
+class MissingFile(LakeError):
+    """A file that the manifest names is not there."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Which files are the lake, and up to which place of the log they reach."""
@@ -191,12 +195,10 @@ class Lake:
             try:
                 events = self._events(bucket, files, with_properties, only)
                 break
-            except FileNotFoundError as error:
+            except MissingFile:
                 # A compaction may have replaced it: then the manifest names its successor.
                 if attempt + 1 == READ_ATTEMPTS:
-                    raise LakeError(
-                        f"file {error} of bucket {bucket} of lake {self.url} is missing; run `kairos features rebuild`"
-                    ) from None
+                    raise
         return events
 
     def _events(
@@ -206,14 +208,18 @@ class Lake:
         with_properties: bool = True,
         only: Collection[str] | None = None,
     ) -> EventColumns:
-        return EventColumns.concat(
-            [
-                _from_parquet(
-                    self.store.read(_path(bucket, file.name), file), with_properties=with_properties, only=only
-                )
-                for file in files
-            ]
-        )
+        parts = []
+        for file in files:
+            path = _path(bucket, file.name)
+            try:
+                data = self.store.read(path, file)
+            except FileNotFoundError:
+                raise MissingFile(
+                    f"{self.store.locate(path)} is missing, which the lake's manifest names; run `kairos features "
+                    "rebuild`"
+                ) from None
+            parts.append(_from_parquet(data, with_properties=with_properties, only=only))
+        return EventColumns.concat(parts)
 
     def _manifest(self) -> Manifest:
         """The manifest in force; an empty one for an empty lake, or for one of an older format (a sync fills it)."""

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features import lake as lake_module
 from features.events import HOUR_MICROS, EventColumns, NewEvent, append, head
 from features.lake import Lake, LakeError
 from features.offline import historical_features
@@ -211,6 +212,29 @@ def test_any_byte_of_a_bucket_that_changed_is_noticed(database: Database, lake: 
         assert lake.verify(session).damaged_files == (str(path),)
         lake.rebuild(session)
         assert lake.verify(session).equal
+
+
+def test_a_missing_bucket_file_is_named_with_the_way_back(
+    database: Database, lake: Lake, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever reads the bucket says which file and what to do: a reader, an erasure, a compaction; doing it mends."""
+    path = next(Path(lake.url, f"bucket={int(lake.bucket_of([CANARY])[0]):03d}").iterdir())
+    path.unlink()
+    monkeypatch.setattr(lake_module, "MIN_DELTA_ROWS", 100)
+    grow(database, 1500, seed=2)  # then more than a bucket takes without being compacted
+
+    with database.reading() as session:
+        for attempt in (
+            lambda: everything(lake),
+            lambda: lake.erase([CANARY], session),
+            lambda: lake.sync(session),
+        ):
+            with pytest.raises(LakeError, match=f"^{path} is missing, .*; run `kairos features rebuild`$"):
+                attempt()
+        assert (lake.watermark, lake.erased) == (800, frozenset())
+        lake.rebuild(session)
+        assert lake.erase([CANARY], session) > 0
+        assert lake.verify(session).damaged_files == ()
 
 
 @pytest.mark.parametrize(
