@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from features.events import COLUMN_TYPES, EventColumns, KindCodes, head, read_after, read_by_contact
 from features.properties import PropertyColumns, hash_ref
-from features.store import Store, StoredFile, StoreError
+from features.store import Store, StoredFile, StoreError, Unavailable
 from features.vocabulary import IDENTIFY
 
 MANIFEST = "manifest.json"
@@ -311,6 +311,8 @@ class Lake:
                     path = _path(bucket, file.name)
                     try:
                         events = _from_parquet(self.store.read(path, file))
+                    except Unavailable:
+                        raise
                     except (FileNotFoundError, StoreError):
                         damaged.append(self.store.locate(path))
                         continue

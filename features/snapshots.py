@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from features.events import EventColumns
 from features.lake import READ_ATTEMPTS, Lake
 from features.offline import FeatureFrame, map_buckets
-from features.store import NotWritten, Store, StoredFile, StoreError
+from features.store import Store, StoredFile, StoreError, Unavailable
 from features.tables import from_micros
 from features.views import ViewSet
 
@@ -259,8 +259,8 @@ def erase_from_snapshots(lake: Lake, contact_keys: Collection[int], *, session: 
                     _forget_unfinished(store, folder, buckets)
                     continue
                 after = _without(store, snapshot, gone, buckets)
-            except NotWritten:
-                raise  # the disk's fault, not the snapshot's: it stays, and the erasure is tried again
+            except Unavailable:
+                raise  # the store's fault, not the snapshot's: it stays, and the erasure is tried again
             except (StoreError, FileNotFoundError) as error:
                 logger.warning(
                     "a snapshot is removed, because it cannot be read to erase a contact: %s", error,

@@ -25,7 +25,7 @@ from features.labels import label
 from features.lake import Lake
 from features.offline import map_buckets
 from features.snapshots import events_upto, read_checked
-from features.store import NotWritten, Store, StoredFile, StoreError
+from features.store import Store, StoredFile, StoreError, Unavailable
 from features.views import ViewSet
 from training.datasets import Definition, Ints, TrainingSet, checksum, checksums, in_order, libraries
 
@@ -178,8 +178,8 @@ def erase_from_training_sets(lake: Lake, contact_keys: Collection[int], *, sessi
             try:
                 manifest = _read_manifest(store, folder)
                 after = None if manifest is None else _without(store, manifest, gone, buckets)
-            except NotWritten:
-                raise  # the disk's fault, not the set's: it stays, and the erasure is tried again
+            except Unavailable:
+                raise  # the store's fault, not the set's: it stays, and the erasure is tried again
             except StoreError as error:
                 logger.warning(
                     "a training set is removed, because it cannot be read to erase a contact: %s", error,
