@@ -38,6 +38,9 @@ class NotWritten(Unavailable):
     """A file could not be written; what was there before is unchanged."""
 
 
+#: How the name of a file ends that is being written by who holds the lock; others end in ".tmp" alone.
+HELD = ".held.tmp"
+
 #: The remedy for a store that is no folder.
 ASK_THE_STORE = "see that the store answers at this address and that its credentials are valid"
 
@@ -67,6 +70,8 @@ class Store:
 
     def _open(self) -> None:
         self._thread_lock = threading.Lock()
+        #: The thread that holds the file lock, if one of this store does.
+        self._holder: int | None = None
         #: Files of this machine whose bytes were found right, by path: size and time of change as they were then.
         self._verified: dict[str, tuple[int, int]] = {}
         try:
@@ -116,7 +121,8 @@ class Store:
             self._fs.pipe_file(where, data)
             return
         os.makedirs(os.path.dirname(where), exist_ok=True)
-        beside = f"{where}.{uuid.uuid4().hex}.tmp"
+        written_by = HELD if self._holder == threading.get_ident() else ".tmp"
+        beside = f"{where}.{uuid.uuid4().hex}{written_by}"
         try:
             with open(beside, "wb") as file:
                 file.write(data)
@@ -255,10 +261,14 @@ class Store:
                 place = os.path.join(tempfile.gettempdir(), f"kairos-{named}.lock")
             with open(place, "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if self.is_local:  # no writer is at work: what is half written at the root, a killed one left behind
-                    for leftover in Path(self._root).glob("*.tmp"):
+                if self.is_local:  # no other holder is at work: what one was writing at the root, a kill left behind
+                    for leftover in Path(self._root).glob(f"*{HELD}"):
                         leftover.unlink()
-                yield
+                self._holder = threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._holder = None
 
 
 def _said(error: Exception) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +21,8 @@ from features.snapshots import erase_from_snapshots, list_snapshots, write_snaps
 from features.store import NotWritten, Store, StoreError, Unavailable
 from features.views import EVER, FeatureView, Stream, ViewSet
 from tests.features.logs import ORIGIN, columns_of, order
+
+HERE = str(Path(__file__).resolve().parents[2])
 
 
 class DriverError(Exception):
@@ -110,6 +116,52 @@ def test_a_store_that_does_not_answer_is_named_with_its_address(remote: type[Out
     assert store.read("a/one") == b"1"
     store.remove_folder("a")
     assert store.list() == []
+
+
+WRITER = """
+import os, signal, sys
+from features.store import Store
+
+def stop(event, arguments):
+    if event == "os.rename":
+        print("about to rename", flush=True)
+        if sys.argv[2] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.readline()
+
+store = Store(sys.argv[1])
+sys.addaudithook(stop)
+if sys.argv[2] == "die":
+    with store.exclusive():
+        store.write("held", b"1")
+else:
+    store.write("free", b"1")
+"""
+
+
+def test_only_what_a_killed_lock_holder_left_behind_is_swept(tmp_path: Path):
+    """A writer without the lock is not robbed of the file it is about to rename; that of a killed holder goes."""
+
+    def start(how: str) -> subprocess.Popen[str]:
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), how],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": HERE},
+        )  # fmt: skip
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "about to rename\n"
+        return writer
+
+    free, killed = start("wait"), start("die")
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name.split(".")[0] for path in tmp_path.glob("*.tmp")) == ["free", "held"]
+
+    with Store(str(tmp_path)).exclusive():
+        pass
+
+    free.communicate("go on")
+    assert free.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"free", ".lock"}
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path):
