@@ -84,6 +84,8 @@ REASON = "contact erased"
 _CHUNK = 10_000
 #: Up to so many names the database looks through its texts; more are looked for here, in one pass.
 _FEW = 20
+#: Characters of a rejected line's cell: as many as the csv module counts on every platform.
+_LONGEST_CELL = 2**31 - 1
 _WORD = re.compile(r"\w(?:[\w.@+-]*\w)?")
 T = TypeVar("T")
 
@@ -355,6 +357,7 @@ def _in_urls(name: str) -> list[str]:
 
 def _cut_rejects(folder: Path, names: _Names) -> None:
     """Lines of rejected imports that mention a name are taken out; a file without lines is removed."""
+    csv.field_size_limit(_LONGEST_CELL)  # by default 131,072: one longer cell would stop every erasure
     for path in sorted(folder.glob("*.rejected.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))

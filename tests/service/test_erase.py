@@ -556,6 +556,20 @@ def test_what_was_under_way_is_taken_away_later(shop: Shop):
         assert shop.lake.verify(session).equal
 
 
+@on_sqlite
+def test_a_cell_of_any_length_stops_no_erasure(shop: Shop):
+    """A broken quote makes a cell of the rest of a file: read to its end, removed only if it names the person."""
+    long = "x, " * 100_000
+    folder = shop.settings.home / "rejected"
+    (folder / "long.csv.rejected.csv").write_text(
+        f'line,reason,CustomerID\n2,no date,"other0 {long}"\n3,no date,"{long}{CANARY}"\n'
+    )
+
+    shop.erase()
+
+    assert (folder / "long.csv.rejected.csv").read_text() == f'line,reason,CustomerID\n2,no date,"other0 {long}"\n'
+
+
 class FailingStore(Store):
     """A store whose disk is full from the n-th write on."""
 
