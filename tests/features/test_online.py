@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -116,6 +118,30 @@ def test_a_cache_spares_the_database_what_it_knows(database: Database):
     assert ask() == 0
     write(database, range(1001, 1006), contacts=5)  # contact 2 among them
     assert [ask(), ask()] == [1, 0]
+
+
+def test_a_cache_holds_no_more_than_it_counts(database: Database):
+    """Of a batch with a contact of 20,000 events, too many to keep, the small contact beside it is all that stays."""
+    write(database, range(20_000), contacts=1)  # contact 1
+    with database.writing() as session:
+        append(session, [NewEvent(2, "Page", to_micros(NOW) - 1, "small", "user:2")], received_at=to_micros(NOW))
+
+    def ask(cache: VectorCache) -> None:
+        with database.reading() as session:
+            served_features(session, [1, 2], NOW, DEFAULT_VIEWS, cache)
+
+    ask(VectorCache())  # what is loaded and compiled once
+    cache = VectorCache(most_events=1000)
+    tracemalloc.start()
+    try:
+        ask(cache)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(cache) == 1
+    assert kept < 200_000  # bytes; the batch has more than a million
 
 
 def test_an_older_reader_neither_reads_nor_spoils_the_newest_state(database: Database):
