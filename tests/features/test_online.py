@@ -145,7 +145,7 @@ def test_a_cache_holds_no_more_than_it_counts(database: Database):
 
 
 def test_an_older_reader_neither_reads_nor_spoils_the_newest_state(database: Database):
-    """Its own transaction is what it sees; the cache stays as new as it was."""
+    """Its own transaction is what it sees; the cache stays as new as it was, for whom it asked about alone, too."""
     write(database, range(30))
     cache = VectorCache()
     with database.reading() as older:
@@ -155,10 +155,14 @@ def test_an_older_reader_neither_reads_nor_spoils_the_newest_state(database: Dat
             after = served_features(newer, [1, 2], NOW, DEFAULT_VIEWS, cache)
         again = served_features(older, [1, 2, 3], NOW, DEFAULT_VIEWS, cache)
     with database.reading() as newer:
-        last = served_features(newer, [1, 2], NOW, DEFAULT_VIEWS, cache)
+        last = served_features(newer, [1, 2, 3], NOW, DEFAULT_VIEWS, cache)
+        expected = served_features(newer, [1, 2, 3], NOW, DEFAULT_VIEWS)
 
     assert (before.seq, after.seq, again.seq, last.seq) == (30, 60, 30, 60)
-    assert again.X[:2].tobytes() == before.X.tobytes() != after.X.tobytes() == last.X.tobytes()
+    assert again.X[:2].tobytes() == before.X.tobytes() != after.X.tobytes()
+    assert after.X.tobytes() == last.X[:2].tobytes()
+    assert again.X[2].tobytes() != last.X[2].tobytes()
+    assert last.X.tobytes() == expected.X.tobytes()
 
 
 def test_caches_of_several_readers_stay_true_while_events_come_in(any_database: Database, tmp_path: Path):
