@@ -19,7 +19,8 @@ reward, learner_cell,  stay: counts by decision and by arm; sums and single valu
 snapshot,
 feature_check
 template, experiment,  stay: written for everybody
-arm, serving_model,
+arm, outcome,
+serving_model,
 api_key, counter,
 cursor, job
 erasure                key and times: until the files have followed, and so that nothing of an old state comes back

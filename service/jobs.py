@@ -13,10 +13,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from features.lake import Lake
+from features.tables import to_micros
 from service.database import Database
 from service.errors import Conflict, NotFound
+from service.outcomes import find_outcome
 from service.settings import Settings
 from service.tables import PredictionRow, ServingModelRow
+from training.history import log_span, usual_horizon_days
 from training.scoring import Scores, score
 from training.serving import ServedModel
 
@@ -42,12 +45,26 @@ def train_model(
 ) -> Any:
     """A freshly trained, judged and registered version of ``name``; it serves from now on if it passed the gate.
 
+    Any declared outcome is a model: its population, event and horizon are frozen into the version.
+
     Returns
     -------
     training.runs.TrainedVersion
+
+    Raises
+    ------
+    NotFound
+        If there is neither a model nor an outcome of that name.
     """
     from training.runs import train  # MLflow takes seconds to import; only training pays for it
 
+    definition = None
+    if name not in MODELS:
+        with database.reading() as session:
+            declaration = find_outcome(session, name).declaration
+        until = to_micros(as_of)
+        days = horizon_days or declaration.within_days or usual_horizon_days(log_span(lake, until), until)
+        definition = declaration.definition(days)
     version = train(
         name,
         lake,
@@ -56,6 +73,7 @@ def train_model(
         artifact_root=settings.mlruns / "artifacts",
         horizon_days=horizon_days,
         seed=seed,
+        definition=definition,
     )
     if version.promoted:
         with database.writing() as session:

@@ -365,6 +365,17 @@ class ServingModelRow(Base):
     promoted_at: Mapped[datetime]
 
 
+class OutcomeRow(Base):
+    """An outcome that a user declared; what `training.outcomes` reads."""
+
+    __tablename__ = "outcome"
+
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    declaration: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
 class JobRow(Base):
     """Long work that was asked for: training, scoring, imports through the API."""
 

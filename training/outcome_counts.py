@@ -64,9 +64,22 @@ def counts_of(lake: Lake, declarations: Sequence[Declaration], as_of: int, n_job
         span = log_span(lake, as_of, n_jobs, seq=seq)
     except LookupError as error:
         return [Counts(one.within_days, 0, 0, 0, 0, 0, 0, False, f"not yet: {error}") for one in declarations]
-    asked = tuple(one.definition(one.within_days or usual_horizon_days(span, as_of)) for one in declarations)
-    found = sum(map_buckets(_CountsOfBucket(_views(asked), asked, as_of, seq), lake, n_jobs), np.zeros((len(asked), 5)))
-    return [_counts(one, span, as_of, *row) for one, row in zip(asked, found.astype(int).tolist(), strict=True)]
+    definitions: dict[int, Definition] = {}
+    broken: dict[int, str] = {}
+    for place, one in enumerate(declarations):
+        try:
+            definitions[place] = one.definition(one.within_days or usual_horizon_days(span, as_of))
+        except ValueError as error:
+            broken[place] = str(error)
+    asked = tuple(definitions.values())
+    parts = map_buckets(_CountsOfBucket(_views(asked), asked, as_of, seq), lake, n_jobs)
+    found = iter(np.sum(parts, axis=0).astype(int).tolist())
+    return [
+        _counts(definitions[place], span, as_of, *next(found))
+        if place in definitions
+        else Counts(one.within_days, 0, 0, 0, 0, 0, (as_of - span.first) // DAY_MICROS, False, f"no: {broken[place]}")
+        for place, one in enumerate(declarations)
+    ]
 
 
 def _views(asked: Sequence[Definition]) -> ViewSet:

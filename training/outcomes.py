@@ -203,7 +203,15 @@ def parse(content: Any) -> Declaration:
     return declared
 
 
-def _declaration(content: Any) -> Declaration:
+def restore(content: Any) -> Declaration:
+    """The declaration that ``as_dict`` gave, whatever names and features mean by now.
+
+    A feature that is gone is told when the outcome is counted or trained, so that it does not hide the others.
+    """
+    return _declaration(content, is_checked=False)
+
+
+def _declaration(content: Any, *, is_checked: bool = True) -> Declaration:
     if not isinstance(content, Mapping):
         raise ValueError(f"a declaration is a mapping of {', '.join(_FIELDS)}, not {_shown(content)}")
     unknown = [str(key) for key in content if key not in _FIELDS]
@@ -235,7 +243,8 @@ def _declaration(content: Any) -> Declaration:
         at_least_deliveries=_whole("at_least_deliveries", content.get("at_least_deliveries", 0), 0, MAX_DELIVERIES),
         who=who,
     )
-    declared.population_over(declared.within_days or 30)
+    if is_checked:
+        declared.population_over(declared.within_days or 30)
     return declared
 
 

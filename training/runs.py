@@ -34,7 +34,9 @@ from training.datasets import (
     training_set,
     vectors_of,
 )
+from training.history import longest_horizon_days
 from training.ladder import Judged, NotEnoughData, check_enough, fit_calibrated, judge
+from training.leaks import leak
 from training.metrics import evaluate, log_losses, paired_difference
 from training.send_hour import FittedHours, Sends, Slice
 from training.serving import BrokenModel, ModelCard, ServedOutcome, load_model, write_model
@@ -85,13 +87,14 @@ def train(
     horizon_days: int | None = None,
     seed: int = 0,
     n_jobs: int = 1,
+    definition: Definition | None = None,
 ) -> TrainedVersion:
     """A version of ``name`` trained on what was known at ``as_of``: logged, registered, promoted if it passes the gate.
 
     Parameters
     ----------
     name : str
-        ``churn``, ``conversion`` or ``send_hour``.
+        ``churn``, ``conversion`` or ``send_hour``, or whatever ``definition`` is of.
     lake : Lake
     as_of : datetime
         Aware; outcomes after it are not looked at.
@@ -105,15 +108,19 @@ def train(
         The same log, ``as_of`` and seed give the same model.
     n_jobs : int
         Buckets worked on at a time.
+    definition : Definition, optional
+        Of a declared outcome (`training.outcomes`); its horizon is taken as it is.
 
     Raises
     ------
     NotEnoughData
         With counts and remedy.
+    ValueError
+        If a single feature tells the outcome apart: it leaks.
     LookupError
         If there is no model of that name or no event in the lake.
     """
-    if name not in MODELS:
+    if name not in MODELS and definition is None:
         raise LookupError(f"no model is called {name!r}; choose one of {', '.join(MODELS)}")
     until = to_micros(as_of)
     with tempfile.TemporaryDirectory(prefix="kairos-train-") as scratch:
@@ -121,7 +128,7 @@ def train(
         if name == send_hour.NAME:
             trained = _train_hours(lake, until, folder, n_jobs)
         else:
-            trained = _train_outcome(name, lake, until, folder, horizon_days, seed, n_jobs, tracking_uri)
+            trained = _train_outcome(name, lake, until, folder, horizon_days, seed, n_jobs, tracking_uri, definition)
         card, gate, manifest = trained
         registered = registry.log_and_register(
             folder,
@@ -165,7 +172,6 @@ def define(name: str, span: LogSpan, until: int, horizon_days: int | None) -> tu
         If the history is shorter than two horizons and the burn-in.
     """
     history = until - span.first
-    longest = (history - burn_in_micros(history)) // (2 * DAY_MICROS)
     note = ""
     if name == conversion.NAME:
         horizon = horizon_days or conversion.HORIZON_DAYS
@@ -176,15 +182,27 @@ def define(name: str, span: LogSpan, until: int, horizon_days: int | None) -> tu
         if horizon_days is None and bearable < horizon:
             note = f"; three usual gaps are {horizon} days, a history of {history // DAY_MICROS} days bears {bearable}"
             horizon = int(bearable)
-    if horizon < 1 or horizon > longest:
-        raise NotEnoughData(
-            f"{name} over {horizon} days cannot be judged on {history // DAY_MICROS} days of history: it takes two "
-            f"horizons and a burn-in; import a longer history or pass --horizon-days of at most {max(longest, 0)}"
-        )
+    check_history(name, horizon, history)
     if name == conversion.NAME:
         says = f"an order in the next {horizon} days"
         return Definition(CONVERSION, conversion.POPULATION, horizon, says), note
     return Definition(CHURN, churn.population(horizon), horizon, f"no order in the next {horizon} days"), note
+
+
+def check_history(name: str, horizon_days: int, history_micros: int) -> None:
+    """Refuse a horizon that the history is too short to judge.
+
+    Raises
+    ------
+    NotEnoughData
+        With the days there are and the days there could be.
+    """
+    longest = longest_horizon_days(history_micros)
+    if horizon_days < 1 or horizon_days > longest:
+        raise NotEnoughData(
+            f"{name} over {horizon_days} days cannot be judged on {history_micros // DAY_MICROS} days of history: it "
+            f"takes two horizons and a burn-in; import a longer history or pass --horizon-days of at most {longest}"
+        )
 
 
 def _train_outcome(
@@ -196,14 +214,22 @@ def _train_outcome(
     seed: int,
     n_jobs: int,
     tracking_uri: str,
+    definition: Definition | None,
 ) -> Trained:
     seq = lake.watermark  # what the log takes up meanwhile is not learned from
     span = log_span(lake, until, n_jobs, seq=seq)
-    outcome, note = define(name, span, until, horizon_days)
+    if definition is None:
+        outcome, note = define(name, span, until, horizon_days)
+    else:
+        outcome, note = definition, ""
+        check_history(name, outcome.horizon_days, until - span.first)
     cutoff = until - outcome.horizon_days * DAY_MICROS
     instants = snapshot_instants(cutoff, span.first, outcome.horizon_days)
     data = training_set(lake, DEFAULT_VIEWS, outcome, instants, n_jobs, seq=seq)
     check_enough(data, name)
+    leaked = leak(data)
+    if leaked is not None:
+        raise ValueError(f"{name} is not trained: {leaked}")
     judged = judge(data, cutoff, outcome.horizon_days, seed)
     fitted = fit_calibrated(judged.rung, data, outcome.horizon_days, seed)
     card = ModelCard(

@@ -16,6 +16,7 @@ from service.tables import ServingModelRow
 from training.explain import Reason
 from training.serving import ServedHours, ServedOutcome, Serving
 
+#: Answered for every contact, whether they serve yet or not; declared outcomes join once a model of them serves.
 MODELS = ("churn", "conversion", "send_hour")
 
 #: Contacts whose vectors are computed at once.
@@ -86,22 +87,28 @@ def refresh_serving(session: Session, serving: Serving, *, now: datetime, wait: 
     serving.refresh({row.name: (row.version, row.path) for row in rows}, now=now, wait=wait)
 
 
+def known_models(serving: Serving) -> tuple[str, ...]:
+    """Models that can be asked: the three of every installation, and each declared outcome whose model serves."""
+    return (*MODELS, *sorted(set(serving.versions) - set(MODELS)))
+
+
 def predict(
     session: Session,
     contact_keys: np.ndarray | Sequence[int],
     serving: Serving,
     *,
     as_of: datetime,
-    models: Sequence[str] = MODELS,
+    models: Sequence[str] | None = None,
     with_reasons: bool = True,
     cache: VectorCache | None = None,
     record: Record | None = None,
 ) -> Predictions:
-    """Live predictions of ``models`` for each contact, from its events known at ``as_of``.
+    """Live predictions of ``models``, by default all, for each contact, from its events known at ``as_of``.
 
     Each model gets vectors of the view set it was trained on; models that share a set share its vectors.
     """
     keys = np.asarray(contact_keys, dtype=np.int64)
+    models = known_models(serving) if models is None else models
     loaded = {name: model for name in models if (model := serving.get(name)) is not None}
     missing = {name: f"no {name} model serves yet; run `kairos train {name}`" for name in models if name not in loaded}
     view_sets = {model.view_set.version: model.view_set for model in loaded.values()}

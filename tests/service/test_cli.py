@@ -20,6 +20,21 @@ ORDERS = (
     + "C41,-1,2011-03-01 12:00:00,1.50,1\n42,1,2011-03-01 12:00:00,1,\n"
 )
 
+SILENT = {
+    "name": "silent_regulars",
+    "population": {"feature": "orders_ever", "at_least": 3},
+    "event": "Order Completed",
+    "happens": False,
+    "within_days": 30,
+}
+SILENT_YAML = """
+name: silent_regulars
+population: {feature: orders_ever, at_least: 3}
+event: Order Completed
+happens: false
+within_days: 30
+"""
+
 
 @pytest.fixture
 def kairos(
@@ -193,6 +208,7 @@ def test_people_read_what_programs_read(kairos: Callable[..., Any], tmp_path: Pa
         ["features", "get", "1"],
         ["features", "check"],
         ["keys", "list"],
+        ["outcomes", "list"],
         ["simulate", "world", "--contacts", "20", "--days", "10"],
         ["worker", "--once"],
         ["doctor"],
@@ -217,6 +233,33 @@ def test_the_doctor_names_what_is_wrong(kairos: Callable[..., Any], monkeypatch:
     assert code == 0
     assert away_code == 1
     assert [one["name"] for one in json.loads(away)["checks"] if not one["ok"]] == ["mail"]
+
+
+def test_the_command_line_declares_and_lists(kairos: Callable[..., Any], tmp_path: Path) -> None:
+    """A file in, counts out; what is wrong with it is said; its name can then be trained."""
+    (tmp_path / "silent.yaml").write_text(SILENT_YAML)
+    (tmp_path / "wrong.yaml").write_text("name: Wrong")
+    declared = answer(kairos("outcomes", "declare", "silent.yaml", "--json"))
+    again = answer(kairos("outcomes", "declare", "silent.yaml", "--json"))
+    listed = answer(kairos("outcomes", "list", "--json"))["outcomes"]
+    code, out, _ = kairos("outcomes", "list")
+    (tmp_path / "silent.yaml").write_text(json.dumps(SILENT | {"within_days": 45}))
+
+    assert (declared["created"], again["created"], declared["counts"]["trainable"]) == (True, False, False)
+    assert [one["name"] for one in listed] == ["churn", "conversion", "email_churn", "silent_regulars"]
+    assert code == 0
+    assert "no order in the next 30 days" in out
+    for arguments, said in (
+        (("declare", "silent.yaml"), "with replace"),
+        (("declare", "wrong.yaml"), "does not say its population"),
+        (("declare", "missing.yaml"), "missing.yaml"),
+    ):
+        code, _, err = kairos("outcomes", *arguments)
+        assert (code, said in err) == (1, True), err
+    assert answer(kairos("outcomes", "declare", "silent.yaml", "--replace", "--json"))["says"].endswith("45 days")
+    assert kairos("train", "silent_regulars")[0] == 1  # there is no event to learn from
+    assert kairos("score", "--model", "silent_regulars")[0] == 1
+    assert kairos("train", "sofas")[0] == 2
 
 
 def test_a_simulated_world_is_written_as_messages(kairos: Callable[..., Any], tmp_path: Path):

@@ -22,7 +22,7 @@ from training.datasets import DAY_MICROS, Definition, TrainingSet, training_set
 from training.history import log_span, usual_horizon_days
 from training.leaks import leak
 from training.outcome_counts import counts, counts_of
-from training.outcomes import Declaration, parse, read, shipped
+from training.outcomes import Declaration, parse, read, restore, shipped
 from training.serving import EVERYONE, Population
 
 BEGIN = 1_770_000_000_000_000
@@ -206,6 +206,16 @@ def test_what_is_missing_is_said(changes: dict[str, Any], said: str, shop) -> No
     assert not found.trainable
     assert found.says.startswith("not yet")
     assert re.search(said, found.says)
+
+
+def test_a_feature_that_is_gone_is_told_and_hides_no_other(shop) -> None:
+    """A stored declaration outlives the view set it was written for."""
+    gone = restore(written(population={"feature": "sofas_tested", "at_least": 1}))
+
+    found = counts_of(shop.lake, [gone, read(SILENT)], to_micros(shop.now))
+
+    assert [one.trainable for one in found] == [False, True]
+    assert "'sofas_tested', which is none" in found[0].says
 
 
 def test_an_empty_lake_has_nothing_to_count(tmp_path) -> None:
