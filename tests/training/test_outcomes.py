@@ -17,7 +17,7 @@ from features.tables import to_micros
 from features.views import DEFAULT_VIEWS, Where
 from features.vocabulary import ORDER_CANCELLED, ORDER_COMPLETED, PAGE
 from service.database import Database
-from training import churn, conversion
+from training import churn, conversion, ladder, outcomes
 from training.datasets import DAY_MICROS, Definition, TrainingSet, training_set
 from training.history import log_span, usual_horizon_days
 from training.leaks import leak
@@ -206,6 +206,11 @@ def test_what_is_missing_is_said(changes: dict[str, Any], said: str, shop) -> No
     assert not found.trainable
     assert found.says.startswith("not yet")
     assert re.search(said, found.says)
+
+
+def test_counts_and_training_ask_for_as_much() -> None:
+    """What is said before training is what training then checks."""
+    assert (outcomes.LEAST_CONTACTS, outcomes.LEAST_OF_EACH) == (ladder.LEAST_CONTACTS, ladder.LEAST_OF_EACH)
 
 
 def test_a_feature_that_is_gone_is_told_and_hides_no_other(shop) -> None:
