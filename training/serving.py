@@ -21,6 +21,7 @@ from features.views import VIEW_SETS, ViewSet
 from training.calibration import Calibration
 from training.estimators import RUNGS, Estimator
 from training.explain import Reason, reasons
+from training.fallback import fallen_back
 from training.send_hour import SendHourModel
 
 Array = NDArray[np.float64]
@@ -393,19 +394,33 @@ def _write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS_FILE).write_text(_dumped({name: _sha256(folder / name) for name in names}))
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which version of a model should serve, and what to do if it cannot."""
+
+    version: int
+    folder: str
+    #: What served before: it answers while the files of ``version`` are missing or altered.
+    previous_version: int | None = None
+    previous_folder: str | None = None
+    #: Why the version has to answer with its lower rung; None while it need not.
+    fell_back: str | None = None
+
+
 @dataclass
 class Serving:
     """The champions in memory, by name.
 
     ``refresh`` compares what is loaded with what should serve and loads the difference in a background thread; a
-    request keeps the model it took. A version that does not load leaves the one before it in place and is tried again
-    only when the wanted version changes or a minute has passed.
+    request keeps the model it took. A version that does not load leaves the one before it in place (at the start of a
+    process: the previous one is loaded) and is tried again only when the wanted version changes or a minute has passed.
     """
 
     retry_seconds: float = 60.0
     _models: dict[str, ServedOutcome | ServedHours] = field(default_factory=dict)
-    _places: dict[str, tuple[int, str]] = field(default_factory=dict)
-    _failed: dict[str, tuple[int, str, datetime]] = field(default_factory=dict)
+    _places: dict[str, Wanted] = field(default_factory=dict)
+    _failed: dict[str, tuple[Wanted, datetime]] = field(default_factory=dict)
+    _why: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _loading: threading.Thread | None = None
 
@@ -418,7 +433,14 @@ class Serving:
         """Loaded version of each model."""
         return {name: model.version for name, model in dict(self._models).items()}
 
-    def refresh(self, wanted: Mapping[str, tuple[int, str | Path]], *, now: datetime, wait: bool = False) -> None:
+    @property
+    def why(self) -> dict[str, str]:
+        """By name, why something else answers than the wanted version as it was trained; empty if all is well."""
+        return dict(self._why)
+
+    def refresh(
+        self, wanted: Mapping[str, Wanted | tuple[int, str | Path]], *, now: datetime, wait: bool = False
+    ) -> None:
         """Bring what is loaded to ``wanted``: for each name its version and folder.
 
         Parameters
@@ -430,10 +452,14 @@ class Serving:
         wait : bool
             Return when all is loaded, instead of at once.
         """
-        places = {name: (int(version), str(folder)) for name, (version, folder) in wanted.items()}
+        places = {
+            name: place if isinstance(place, Wanted) else Wanted(int(place[0]), str(place[1]))
+            for name, place in wanted.items()
+        }
         with self._lock:
-            for name in [name for name in self._models if name not in places]:
-                del self._models[name], self._places[name]
+            for name in {*self._models, *self._why} - places.keys():
+                for known in (self._models, self._places, self._why):
+                    known.pop(name, None)  # type: ignore[attr-defined]
             due = {name: place for name, place in places.items() if self._is_due(name, place, now)}
             thread = self._loading
             if due and (thread is None or not thread.is_alive()):
@@ -443,37 +469,57 @@ class Serving:
         if wait and thread is not None:
             thread.join()
 
-    def _is_due(self, name: str, place: tuple[int, str], now: datetime) -> bool:
+    def _is_due(self, name: str, place: Wanted, now: datetime) -> bool:
         if self._places.get(name) == place:
             return False
         failed = self._failed.get(name)
-        return failed is None or failed[:2] != place or (now - failed[2]).total_seconds() >= self.retry_seconds
+        return failed is None or failed[0] != place or (now - failed[1]).total_seconds() >= self.retry_seconds
 
-    def _load(self, due: Mapping[str, tuple[int, str]], now: datetime) -> None:
-        for name, (version, folder) in due.items():
+    def _load(self, due: Mapping[str, Wanted], now: datetime) -> None:
+        for name, place in due.items():
             try:
-                model = load_model(Path(folder))
-                if (model.name, model.version) != (name, version):
-                    raise BrokenModel(
-                        f"{folder} holds {model.name} {model.version}, not {name} {version}; promote it again"
-                    )
+                model = _load_as(name, place.version, place.folder)
             except Exception as error:  # whatever is wrong with the new files, the old model goes on serving
-                kept = self._models.get(name)
-                said = "none" if kept is None else f"version {kept.version}"
-                logger.exception(
-                    "%s version %d does not load, %s goes on serving: %s", name, version, said, error,
-                    extra={"action": "model_not_loaded", "model": name, "version": version},
-                )  # fmt: skip
-                with self._lock:
-                    self._failed[name] = (version, folder, now)
+                self._keep_going(name, place, now, error)
                 continue
+            if place.fell_back is not None and isinstance(model, ServedOutcome):
+                model = fallen_back(model, place.fell_back)
             with self._lock:
                 self._models[name] = model
-                self._places[name] = (version, folder)
+                self._places[name] = place
                 self._failed.pop(name, None)
+                self._why.pop(name, None)
+                if place.fell_back is not None:
+                    self._why[name] = place.fell_back
             logger.info(
-                "%s version %d serves",
+                "%s version %d serves (%s)",
                 name,
-                version,
-                extra={"action": "model_loaded", "model": name, "version": version},
+                place.version,
+                model.rung,
+                extra={"action": "model_loaded", "model": name, "version": place.version},
             )
+
+    def _keep_going(self, name: str, place: Wanted, now: datetime, error: Exception) -> None:
+        """What is loaded stays; at the start of a process, when nothing is, the previous version is loaded."""
+        kept = self._models.get(name)
+        if kept is None and place.previous_version is not None and place.previous_folder is not None:
+            try:
+                kept = _load_as(name, place.previous_version, place.previous_folder)
+            except Exception as its_error:
+                error = BrokenModel(f"{error}; nor does version {place.previous_version}: {its_error}")
+        said = "none serves" if kept is None else f"version {kept.version} goes on serving"
+        why = f"version {place.version} does not load, {said}: {error}"
+        logger.error("%s %s", name, why, exc_info=error,
+                     extra={"action": "model_not_loaded", "model": name, "version": place.version})  # fmt: skip
+        with self._lock:
+            if kept is not None:
+                self._models[name] = kept
+            self._failed[name] = (place, now)
+            self._why[name] = why
+
+
+def _load_as(name: str, version: int, folder: str) -> ServedOutcome | ServedHours:
+    model = load_model(Path(folder))
+    if (model.name, model.version) != (name, version):
+        raise BrokenModel(f"{folder} holds {model.name} {model.version}, not {name} {version}; promote it again")
+    return model

@@ -14,7 +14,7 @@ from features.online import Served, VectorCache, served_features
 from features.views import ViewSet
 from service.tables import ServingModelRow
 from training.explain import Reason
-from training.serving import ServedHours, ServedOutcome, Serving
+from training.serving import ServedHours, ServedOutcome, Serving, Wanted
 
 MODELS = ("churn", "conversion", "send_hour")
 
@@ -83,7 +83,17 @@ class Predictions:
 def refresh_serving(session: Session, serving: Serving, *, now: datetime, wait: bool = False) -> None:
     """Let ``serving`` load the versions that the database names; what cannot be loaded leaves the old one in place."""
     rows = session.scalars(select(ServingModelRow)).all()
-    serving.refresh({row.name: (row.version, row.path) for row in rows}, now=now, wait=wait)
+    wanted = {
+        row.name: Wanted(
+            row.version,
+            row.path,
+            row.previous_version,
+            row.previous_path,
+            row.fell_back_why if row.fell_back_at is not None else None,
+        )
+        for row in rows
+    }
+    serving.refresh(wanted, now=now, wait=wait)
 
 
 def predict(
