@@ -459,7 +459,7 @@ class Serving:
         with self._lock:
             for name in {*self._models, *self._why} - places.keys():
                 for known in (self._models, self._places, self._why):
-                    known.pop(name, None)  # type: ignore[attr-defined]
+                    known.pop(name, None)
             due = {name: place for name, place in places.items() if self._is_due(name, place, now)}
             thread = self._loading
             if due and (thread is None or not thread.is_alive()):
