@@ -61,7 +61,8 @@ class Freshness:
 
 def freshness(session: Session, lake: Lake, *, now: int) -> Freshness:
     """Where log and lake stand at ``now`` (microseconds since 1970 UTC)."""
-    at, watermark, clock = head(session), lake.watermark, current(session, "event_clock")
+    watermark = lake.watermark  # before the log: another may bring the lake up meanwhile
+    at, clock = head(session), current(session, "event_clock")
     waiting: float | None = 0.0
     if at > watermark:
         # Imported history says when it occurred, not when it came: it cannot tell since when it has waited.
@@ -437,11 +438,12 @@ def replay(
     n_jobs : int
         Buckets worked on at a time.
     """
-    from features.engine import run
+    from features.offline import map_tasks
 
+    watermark = lake.watermark
     gone = np.isin(served.contact_key, np.fromiter(erased, dtype=np.int64, count=len(erased)))
     unknown = np.array([version not in view_sets for version in served.version], dtype=bool) & ~gone
-    ahead = (served.seq > lake.watermark) & ~gone & ~unknown
+    ahead = (served.seq > watermark) & ~gone & ~unknown
     skipped = {
         "of erased contacts": int(gone.sum()),
         "of unknown view-set versions": int(unknown.sum()),
@@ -464,9 +466,9 @@ def replay(
             for version in sorted(set(versions[mine].tolist()))
             if len(rows := mine[versions[mine] == version])
         }
-        tasks.append((lake, bucket, parts))
+        tasks.append((bucket, parts))
     mismatched, by_feature, examples = 0, dict[str, int](), list[Mismatch]()
-    for differing, features, found in run(_ReplayBucket(dict(view_sets)), tasks, n_jobs):
+    for differing, features, found in map_tasks(_ReplayBucket(dict(view_sets)), lake, tasks, n_jobs, watermark):
         mismatched += differing
         examples += found[: EXAMPLES - len(examples)]
         for name, count in features.items():

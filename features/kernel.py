@@ -63,6 +63,9 @@ HISTOGRAM_BINS = 24 + 7
 #: Up to so many events of a stream, comparing each with every window's edge beats a search for the edges.
 FEW_EVENTS = 64
 
+#: Events looked back at for what a contact's answers answer, per event of theirs, before a hash table is made.
+LOOKS_BACK = 32
+
 #: One bit of a 64-bit mask per stream; the last bit stays free, as that of no stream.
 MAX_STREAMS = 63
 
@@ -646,25 +649,76 @@ def _assign(
                     where_table[w], where_values, where_bounds[w],
                 ):  # fmt: skip
                     mask[i] &= ~bit
-        within = stream_table[s, 5]
-        if within == 0:
+        if stream_table[s, 5] != 0:
+            _keep_answers(first, known, n, time, kind, hour, ref, is_send, bit, stream_table[s, 5], mask, send_hour)
+
+
+@njit(nogil=True, error_model="numpy")
+def _keep_answers(
+    first: int,
+    known: Any,
+    n: int,
+    time: Any,
+    kind: Any,
+    hour: Any,
+    ref: Any,
+    is_send: Any,
+    bit: Any,
+    within: int,
+    mask: Any,
+    send_hour: Any,
+) -> None:
+    """Of a stream's events only the first answer to each send stays, with the hour of that send.
+
+    An event answers if the last that came before it with its ``ref``, of the stream's events and the sends, is a send
+    and not too long ago. Most are found a few events back; where too many lie between, a hash table holds the last one
+    of every ``ref`` for the events that are left.
+    """
+    i = n - 1
+    looks = LOOKS_BACK * n
+    while i >= 0 and looks > 0:  # backwards: an earlier event's bit still says "in the stream" when it is asked
+        if not mask[i] & bit:
+            i -= 1
             continue
-        for i in range(n - 1, -1, -1):  # backwards: an earlier event's bit still says "in the stream" when it is asked
-            if not mask[i] & bit:
-                continue
-            e = known[i]
-            answers = False
-            j = i - 1
-            while j >= 0 and ref[e] != 0 and time[known[j]] >= time[e] - within:
-                if ref[known[j]] == ref[e]:
-                    if is_send[kind[known[j]]]:
-                        answers = True
-                        send_hour[e - first] = hour[known[j]]
-                        break
-                    if mask[j] & bit:
-                        break
-                j -= 1
-            if not answers:
+        e = known[i]
+        answers = False
+        j = i - 1
+        while j >= 0 and ref[e] != 0 and time[known[j]] >= time[e] - within:
+            if ref[known[j]] == ref[e]:
+                if is_send[kind[known[j]]]:
+                    answers = True
+                    send_hour[e - first] = hour[known[j]]
+                    break
+                if mask[j] & bit:
+                    break
+            j -= 1
+        if not answers:
+            mask[i] &= ~bit
+        looks -= i - j
+        i -= 1
+    if i < 0:
+        return
+    left = i + 1
+    size = 2
+    while size < 2 * left:
+        size *= 2
+    slot = np.full(size, -1, np.int64)
+    for i in range(left):
+        e = known[i]
+        is_in = mask[i] & bit != 0
+        if not (is_in or is_send[kind[e]]):
+            continue
+        last = -1
+        if ref[e] != 0:
+            place = (ref[e] ^ (ref[e] >> 32)) & (size - 1)
+            while slot[place] >= 0 and ref[slot[place]] != ref[e]:
+                place = (place + 1) & (size - 1)
+            last = slot[place]
+            slot[place] = e
+        if is_in:
+            if last >= 0 and is_send[kind[last]] and time[last] >= time[e] - within:
+                send_hour[e - first] = hour[last]
+            else:
                 mask[i] &= ~bit
 
 

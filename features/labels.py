@@ -212,6 +212,19 @@ def orders_within(columns: EventColumns, keys: npt.ArrayLike, as_of: npt.ArrayLi
     return OrdersWithin(np.bincount(row[fresh], minlength=len(contacts)).astype(np.int64), value)
 
 
+def known_since(columns: EventColumns, keys: npt.ArrayLike) -> Ints:
+    """First instant at which anything was known of each contact, int64's maximum if nothing ever is; shape (n,)."""
+    contacts = np.asarray(keys, dtype=np.int64)
+    since = np.full(len(contacts), _NEVER, dtype=np.int64)
+    if len(columns):
+        edges = np.flatnonzero(np.r_[True, columns.contact_key[1:] != columns.contact_key[:-1]])
+        first = np.minimum.reduceat(_known_from(columns), edges)
+        place = np.minimum(np.searchsorted(columns.contact_key[edges], contacts), len(edges) - 1)
+        found = columns.contact_key[edges][place] == contacts
+        since[found] = first[place[found]]
+    return since
+
+
 @dataclass(frozen=True)
 class Gaps:
     """Days between successive order days of buyers who came back, the gap that still runs among them; shape (n,)."""

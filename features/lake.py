@@ -8,7 +8,7 @@ here is derived from the log: `Lake.rebuild` makes it anew, `Lake.verify` proves
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from features.events import COLUMN_TYPES, EventColumns, KindCodes, head, read_after, read_by_contact
 from features.properties import PropertyColumns, hash_ref
-from features.store import Store, StoredFile, StoreError, file_checksum
+from features.store import Store, StoredFile, StoreError, Unavailable, file_checksum
 from features.vocabulary import IDENTIFY
 
 MANIFEST = "manifest.json"
@@ -45,6 +45,10 @@ READ_ATTEMPTS = 5
 
 class LakeError(StoreError):
     """The lake's files are not what its manifest says; the message names the remedy."""
+
+
+class MissingFile(LakeError):
+    """A file that the manifest names is not there."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class VerifyReport:
     differing_buckets: tuple[int, ...]
     #: Files that are missing, or whose bytes are not those that were written.
     damaged_files: tuple[str, ...]
+    #: Events of contacts erased from the log that files hold until they are rewritten; in neither number of rows.
+    rows_awaiting_erasure: int = 0
 
 
 def splitmix64(values: npt.ArrayLike) -> npt.NDArray[np.uint64]:
@@ -192,12 +198,10 @@ class Lake:
             try:
                 events = self._events(bucket, files, with_properties, only)
                 break
-            except FileNotFoundError as error:
+            except MissingFile:
                 # A compaction may have replaced it: then the manifest names its successor.
                 if attempt + 1 == READ_ATTEMPTS:
-                    raise LakeError(
-                        f"file {error} of bucket {bucket} of lake {self.url} is missing; run `kairos features rebuild`"
-                    ) from None
+                    raise
         return events
 
     def _events(
@@ -207,10 +211,17 @@ class Lake:
         with_properties: bool = True,
         only: Collection[str] | None = None,
     ) -> EventColumns:
-        parts = [
-            _from_parquet(self.store.read(_path(bucket, file.name), file), with_properties=with_properties, only=only)
-            for file in files
-        ]
+        parts = []
+        for file in files:
+            path = _path(bucket, file.name)
+            try:
+                data = self.store.read(path, file)
+            except FileNotFoundError:
+                raise MissingFile(
+                    f"{self.store.locate(path)} is missing, which the lake's manifest names; run `kairos features "
+                    "rebuild`"
+                ) from None
+            parts.append(_from_parquet(data, with_properties=with_properties, only=only))
         # One file is sorted as it was written, and its checksum says that it still is.
         return parts[0] if len(parts) == 1 else EventColumns.concat(parts)
 
@@ -298,11 +309,24 @@ class Lake:
         with self.store.exclusive(session):
             return self._fill(session, head(session))
 
-    def verify(self, session: Session) -> VerifyReport:
-        """Whether every bucket holds exactly the log's events up to the watermark, and every file its bytes."""
+    def verify(self, session: Session, awaiting: Callable[[Session], Collection[int]] | None = None) -> VerifyReport:
+        """Whether every bucket holds exactly the log's events up to the watermark, and every file its bytes.
+
+        Parameters
+        ----------
+        session : Session
+            That has read nothing yet: what it sees of the log must not be older than the lake.
+        awaiting : callable, optional
+            Gives the contacts that were erased from the log and whose files have not followed yet.
+        """
         with self.store.exclusive(session):
             self.store.forget()
             manifest = self._manifest()
+            pending = frozenset(awaiting(session)) if awaiting is not None else frozenset[int]()
+            # What comes into the log of an erased contact the lake does not take; what it still held would be a fault.
+            not_in_lake = np.array(sorted(pending - manifest.erased), dtype=np.int64)
+            not_in_log = np.array(sorted(pending | manifest.erased), dtype=np.int64)
+            rows_awaiting = 0
             lake_counts = np.zeros(self.buckets, dtype=np.int64)
             lake_sums = np.zeros(self.buckets, dtype=np.uint64)
             damaged: list[str] = []
@@ -311,16 +335,23 @@ class Lake:
                     path = _path(bucket, file.name)
                     try:
                         events = _from_parquet(self.store.read(path, file))
+                    except Unavailable:
+                        raise
                     except (FileNotFoundError, StoreError):
                         damaged.append(self.store.locate(path))
                         continue
                     if len(events) and (self.bucket_of(events.contact_key) != bucket).any():
                         damaged.append(self.store.locate(path))
+                    if (leaves := np.isin(events.contact_key, not_in_lake)).any():
+                        rows_awaiting += int(leaves.sum())
+                        events = events.take(~leaves)
                     lake_counts[bucket] += len(events)
                     lake_sums[bucket : bucket + 1] += _fingerprints(events).sum(dtype=np.uint64)  # wraps, on purpose
             log_counts = np.zeros(self.buckets, dtype=np.int64)
             log_sums = np.zeros(self.buckets, dtype=np.uint64)
             for page in read_by_contact(session, manifest.watermark, CHUNK_ROWS):
+                if len(not_in_log):
+                    page = page.take(~np.isin(page.contact_key, not_in_log))
                 bucket_of = self.bucket_of(page.contact_key)
                 np.add.at(log_counts, bucket_of, 1)
                 np.add.at(log_sums, bucket_of, _fingerprints(page))
@@ -332,6 +363,7 @@ class Lake:
             rows_log=int(log_counts.sum()),
             differing_buckets=tuple(differing.tolist()),
             damaged_files=tuple(damaged),
+            rows_awaiting_erasure=rows_awaiting,
         )
 
     def erase(self, contact_keys: Collection[int], session: Session | None = None) -> int:
@@ -357,7 +389,8 @@ class Lake:
                 if stay.any():
                     files[bucket] = (self._write(bucket, f"base-{before.watermark}", events.take(stay)),)
             after = replace(before, files=files, erased=before.erased | keys)
-            self._publish(after)
+            if after != before:
+                self._publish(after)
             # All of their buckets: a run that was killed before it swept may have left files with their events behind.
             self._sweep(before, after, buckets)
         return removed

@@ -63,13 +63,13 @@ def map_buckets(function: Callable[[Lake, int], T], lake: Lake, n_jobs: int = 1)
     LakeError
         If a node of the cluster does not see the lake.
     """
-    return list(_map(function, lake, ((bucket,) for bucket in range(lake.buckets)), n_jobs))
+    return list(map_tasks(function, lake, ((bucket,) for bucket in range(lake.buckets)), n_jobs))
 
 
-def _map(
+def map_tasks(
     function: Callable[..., T], lake: Lake, tasks: Iterable[tuple[Any, ...]], n_jobs: int, watermark: int | None = None
 ) -> Iterator[T]:
-    """``function(lake, *task)`` of every task, wherever the engine runs it."""
+    """``function(lake, *task)`` of every task, wherever the engine runs it and the lake is seen up to ``watermark``."""
     if not is_local():
         return run(_Elsewhere(function, lake, lake.watermark if watermark is None else watermark), tasks, n_jobs)
     return run(partial(function, lake), tasks, n_jobs)
@@ -140,14 +140,14 @@ def historical_features(
     if is_local():
         X = np.empty((len(keys), len(views.names)))
         into = ((bucket, keys[of], as_of[of], X, of) for bucket, of in zip(asked, rows, strict=True))
-        for _ in _map(vectors, lake, into, n_jobs):
+        for _ in map_tasks(vectors, lake, into, n_jobs):
             pass
     else:
         # Filled, not just allocated: a bucket's rows lie all over it, so that the first part to be put into place
         # would wait for every page of it while the other parts heap up.
         X = np.full((len(keys), len(views.names)), np.nan)
         tasks = ((bucket, keys[of], as_of[of]) for bucket, of in zip(asked, rows, strict=True))
-        for of, part in zip(rows, _map(vectors, lake, tasks, n_jobs, watermark), strict=True):
+        for of, part in zip(rows, map_tasks(vectors, lake, tasks, n_jobs, watermark), strict=True):
             X[of] = part
     return FeatureFrame(keys, as_of, X, views.names, views.version, watermark if seq is None else seq)
 

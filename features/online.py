@@ -135,8 +135,8 @@ class VectorCache:
         if missing:
             read = read_contacts(session, missing, with_properties)
             edges = np.searchsorted(read.contact_key, [*missing, missing[-1] + 1])
-            fresh = {
-                key: read if len(missing) == 1 else read.take(slice(edges[place], edges[place + 1]))
+            fresh = {  # positions copy, where a slice that is kept would keep the whole batch
+                key: read if len(missing) == 1 else read.take(np.arange(edges[place], edges[place + 1]))
                 for place, key in enumerate(missing)
             }
             found |= fresh

@@ -164,11 +164,12 @@ def _scalar(value: Any) -> tuple[int, float]:
 
 
 def _number(value: Any) -> float:
+    # + 0.0 turns -0.0 into 0.0: the two are equal, so the cache above would answer either by whichever came first.
     if isinstance(value, bool | int | float):
-        return float(value) if abs(value) < 2**1023 else math.nan
+        return float(value) + 0.0 if abs(value) < 2**1023 else math.nan
     if isinstance(value, str) and len(value) <= 40:
         if _NUMBER.match(value):
-            return float(value)
+            return float(value) + 0.0
         if _DATE.match(value):
             try:
                 instant = datetime.fromisoformat(value)

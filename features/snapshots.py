@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from features.events import EventColumns
 from features.lake import READ_ATTEMPTS, Lake
 from features.offline import FeatureFrame, map_buckets
-from features.store import NotWritten, Store, StoredFile, StoreError, file_checksum
+from features.store import Store, StoredFile, StoreError, Unavailable, file_checksum
 from features.tables import from_micros
 from features.views import ViewSet
 
@@ -55,6 +55,8 @@ class Snapshot:
     rows: int
     #: Vectors that were taken out because their contact was erased.
     erased_rows: int = 0
+    #: Whether nobody asked for it but the daily round: `prune_snapshots` leaves all others alone.
+    is_daily: bool = False
     #: Columns, in order.
     names: tuple[str, ...] = field(default=(), repr=False)
     #: The view set in full, as `ViewSet.definition` gives it; ``version`` is its hash.
@@ -69,7 +71,7 @@ class Snapshot:
 
 
 def write_snapshot(
-    lake: Lake, views: ViewSet, as_of: int, n_jobs: int = 1, *, session: Session | None = None
+    lake: Lake, views: ViewSet, as_of: int, n_jobs: int = 1, *, is_daily: bool = False, session: Session | None = None
 ) -> Snapshot:
     """The vectors of every contact with an event known at ``as_of``, written beside the lake.
 
@@ -84,6 +86,8 @@ def write_snapshot(
         Microseconds since 1970 UTC.
     n_jobs : int
         Buckets worked on at a time; memory is that of so many buckets.
+    is_daily : bool
+        Whether it may be pruned with the daily ones; one that somebody asked for stays theirs.
     session : Session, optional
         For the store's lock, see `Store.exclusive`.
     """
@@ -110,6 +114,7 @@ def write_snapshot(
             watermark=watermark,
             rows=sum(file.rows for file in kept.values()),
             erased_rows=before.erased_rows if before is not None and same else 0,
+            is_daily=is_daily and (before is None or before.is_daily),
             names=views.names,
             definition=views.definition(),
             files=kept,
@@ -217,10 +222,10 @@ def list_snapshots(lake: Lake) -> list[Snapshot]:
 
 
 def prune_snapshots(lake: Lake, keep: int, *, session: Session | None = None) -> list[Snapshot]:
-    """Of each view set, by name, only the ``keep`` newest snapshots stay; returns those that were removed.
+    """Of each view set, by name, only the ``keep`` newest daily snapshots stay; returns those that were removed.
 
-    Snapshots of older versions of a set age out with it, and what a run that was broken off left behind goes once a
-    later snapshot is complete.
+    Snapshots that somebody asked for stay. Daily ones of older versions of a set age out with it, and what a run that
+    was broken off left behind goes once a later snapshot is complete.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest snapshot must stay, so pass 1 or more")
@@ -235,7 +240,7 @@ def prune_snapshots(lake: Lake, keep: int, *, session: Session | None = None) ->
                 _remove(store, folder)
         removed: list[Snapshot] = []
         for name in sorted({snapshot.view_set for snapshot in snapshots}):
-            removed += [snapshot for snapshot in snapshots if snapshot.view_set == name][:-keep]
+            removed += [one for one in snapshots if one.is_daily and one.view_set == name][:-keep]
         for snapshot in removed:
             _remove(store, snapshot.folder)
     return removed
@@ -258,14 +263,17 @@ def erase_from_snapshots(lake: Lake, contact_keys: Collection[int], *, session: 
                     _forget_unfinished(store, folder, buckets)
                     continue
                 after = _without(store, snapshot, gone, buckets)
-            except NotWritten:
-                raise  # the disk's fault, not the snapshot's: it stays, and the erasure is tried again
+            except Unavailable:
+                raise  # the store's fault, not the snapshot's: it stays, and the erasure is tried again
             except (StoreError, FileNotFoundError) as error:
                 logger.warning(
                     "a snapshot is removed, because it cannot be read to erase a contact: %s", error,
                     extra={"action": "snapshot_removed", "folder": folder},
                 )  # fmt: skip
                 _remove(store, folder)
+                continue
+            if after == snapshot:  # an erasure that waits for something else is done again and again
+                _sweep(store, snapshot)
                 continue
             _publish(store, after)
             erased += after.erased_rows - snapshot.erased_rows
@@ -400,6 +408,11 @@ def _publish(store: Store, snapshot: Snapshot) -> None:
     content = {"format": FORMAT, **asdict(snapshot)}
     content["files"] = {str(bucket): asdict(file) for bucket, file in sorted(snapshot.files.items())}
     store.write(f"{snapshot.folder}/{MANIFEST}", json.dumps(content).encode())
+    _sweep(store, snapshot)
+
+
+def _sweep(store: Store, snapshot: Snapshot) -> None:
+    """Files that its manifest does not name are deleted: a writer that was killed left them."""
     named = {f"{snapshot.folder}/{name}" for name in (MANIFEST, *(file.name for file in snapshot.files.values()))}
     for path in store.list(snapshot.folder):
         if path not in named:

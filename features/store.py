@@ -16,7 +16,7 @@ from typing import Any
 
 import xxhash
 from fsspec.core import url_to_fs
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 #: Key of PostgreSQL's advisory lock for writers of the store.
@@ -31,8 +31,19 @@ class StoreError(ValueError):
     """A file is missing, is not what was written, or could not be written; the message names file and remedy."""
 
 
-class NotWritten(StoreError):
+class Unavailable(StoreError):
+    """The store did not answer or refused: nothing is known of its files, so that none may be held for damaged."""
+
+
+class NotWritten(Unavailable):
     """A file could not be written; what was there before is unchanged."""
+
+
+#: How the name of a file ends that is being written by who holds the lock; others end in ".tmp" alone.
+HELD = ".held.tmp"
+
+#: The remedy for a store that is no folder.
+ASK_THE_STORE = "see that the store answers at this address and that its credentials are valid"
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ class Store:
 
     def _open(self) -> None:
         self._thread_lock = threading.Lock()
+        #: The thread that holds the file lock, if one of this store does.
+        self._holder: int | None = None
         #: Files of this machine whose bytes were found right, by path: size and time of change as they were then.
         self._verified: dict[str, tuple[int, int]] = {}
         try:
@@ -102,10 +115,13 @@ class Store:
         """
         try:
             self._put(path, data)
-        except OSError as error:
+        except Exception as error:
+            if not self._is_store_fault(error):
+                raise
+            remedy = "free space or mend the folder's permissions" if self.is_local else ASK_THE_STORE
             raise NotWritten(
-                f"{self.locate(path)} ({len(data):,} bytes) could not be written: {error.strerror or error}; free "
-                "space or mend the folder's permissions, and try again. What was there before is unchanged"
+                f"{self._name(path)} ({len(data):,} bytes) could not be written: {_said(error)}; {remedy}, and try "
+                "again. What was there before is unchanged"
             ) from error
         return StoredFile(path.rpartition("/")[2], rows, len(data), file_checksum(data))
 
@@ -116,7 +132,8 @@ class Store:
             self._fs.pipe_file(where, data)
             return
         os.makedirs(os.path.dirname(where), exist_ok=True)
-        beside = f"{where}.{uuid.uuid4().hex}.tmp"
+        written_by = HELD if self._holder == threading.get_ident() else ".tmp"
+        beside = f"{where}.{uuid.uuid4().hex}{written_by}"
         try:
             with open(beside, "wb") as file:
                 file.write(data)
@@ -125,6 +142,29 @@ class Store:
             if os.path.exists(beside):
                 os.remove(beside)
             raise
+
+    def _name(self, path: str) -> str:
+        """Where ``path`` lies, with the address of a store that is no folder."""
+        return self.locate(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
+
+    def _is_store_fault(self, error: Exception) -> bool:
+        """Whether the system or the store's driver raised it; drivers raise whatever they like."""
+        return isinstance(error, OSError) or not self.is_local
+
+    @contextmanager
+    def _asking(self, path: str) -> Iterator[None]:
+        """What the store raises becomes a sentence, except that there is no such file."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if not self._is_store_fault(error):
+                raise
+            remedy = "mend the disk or the permissions" if self.is_local else ASK_THE_STORE
+            raise Unavailable(
+                f"{self._name(path)} could not be reached: {_said(error)}; {remedy}, and try again"
+            ) from error
 
     def read(self, path: str, expected: StoredFile | None = None) -> bytes:
         """The bytes at ``path``; with ``expected``, only if they are those that were written.
@@ -136,16 +176,18 @@ class Store:
         FileNotFoundError
             If there is no such file.
         StoreError
-            If the file has another length or other bytes than ``expected``.
+            If the file has another length or other bytes than ``expected``, or (`Unavailable`) if the store does not
+            answer.
         """
         state = None
-        if self.is_local:
-            with open(self.locate(path), "rb") as file:
-                found = os.fstat(file.fileno())
-                data = file.read()
-            state = (found.st_size, found.st_mtime_ns)
-        else:
-            data = bytes(self._fs.cat_file(self.locate(path)))
+        with self._asking(path):
+            if self.is_local:
+                with open(self.locate(path), "rb") as file:
+                    found = os.fstat(file.fileno())
+                    data = file.read()
+                state = (found.st_size, found.st_mtime_ns)
+            else:
+                data = bytes(self._fs.cat_file(self.locate(path)))
         if expected is None:
             return data
         known = f"{path}@{expected.checksum}"
@@ -171,24 +213,39 @@ class Store:
         self._verified.clear()
 
     def list(self, folder: str = "") -> list[str]:
-        """Paths of all files under ``folder``, relative to the store, sorted."""
+        """Paths of all files under ``folder``, relative to the store, sorted.
+
+        Raises
+        ------
+        Unavailable
+            If the store does not answer.
+        """
         self._fs.invalidate_cache()
         root = self._root.lstrip("/")
-        return sorted(
-            path.lstrip("/")[len(root) + 1 :] for path in self._fs.find(self.locate(folder) if folder else self._root)
-        )
+        where = self.locate(folder) if folder else self._root
+        with self._asking(folder):
+            found = self._fs.find(where)
+            if not found and not self.is_local:
+                try:
+                    self._fs.ls(where)  # where `find` cannot look, many drivers find nothing
+                except FileNotFoundError:
+                    return []
+        return sorted(path.lstrip("/")[len(root) + 1 :] for path in found)
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
         try:
-            self._fs.rm_file(self.locate(path))
+            with self._asking(path):
+                self._fs.rm_file(self.locate(path))
         except FileNotFoundError:
             return
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder with everything in it, if it is there."""
-        if self._fs.exists(self.locate(folder)):
-            self._fs.rm(self.locate(folder), recursive=True)
+        with self._asking(folder):
+            # `exists` is no for a store that does not answer, too.
+            if self._fs.exists(self.locate(folder)) if self.is_local else self.list(folder):
+                self._fs.rm(self.locate(folder), recursive=True)
 
     @contextmanager
     def exclusive(self, session: Session | None = None) -> Iterator[None]:
@@ -199,11 +256,8 @@ class Store:
         """
         with self._thread_lock:
             if not self.is_local and session is not None and session.get_bind().dialect.name == "postgresql":
-                session.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-                try:
+                with _advisory_lock(session.get_bind().engine):
                     yield
-                finally:
-                    session.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
                 return
             import fcntl
 
@@ -215,7 +269,30 @@ class Store:
                 place = os.path.join(tempfile.gettempdir(), f"kairos-{named}.lock")
             with open(place, "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if self.is_local:  # no writer is at work: what is half written at the root, a killed one left behind
-                    for leftover in Path(self._root).glob("*.tmp"):
+                if self.is_local:  # no other holder is at work: what one was writing at the root, a kill left behind
+                    for leftover in Path(self._root).glob(f"*{HELD}"):
                         leftover.unlink()
-                yield
+                self._holder = threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._holder = None
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@contextmanager
+def _advisory_lock(engine: Engine) -> Iterator[None]:
+    """PostgreSQL's lock, on a connection of its own: a failed statement of the caller does not keep it."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+        try:
+            yield
+        finally:
+            try:
+                connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+            except BaseException:
+                connection.invalidate()  # closed, and the lock with it, instead of pooled
+                raise

@@ -74,6 +74,7 @@ NAN_WITHOUT: dict[str, str] = {
 
 #: A century: a longer window is a mistake of units.
 MAX_WINDOW_DAYS = 36_525
+MAX_ANSWER_HOURS = 24 * MAX_WINDOW_DAYS
 #: Columns that a frame of vectors has besides.
 RESERVED = ("contact_key", "as_of", "user_id")
 
@@ -130,7 +131,8 @@ class Stream:
     Raises
     ------
     ValueError
-        If a name in ``kinds`` is not in the vocabulary.
+        If a name in ``kinds`` is not in the vocabulary, or ``answers_within_hours`` is no whole number of hours from 1
+        to a century.
     """
 
     name: str
@@ -151,6 +153,12 @@ class Stream:
                 )
         if not self.every_kind or "" in self.every_kind:
             raise ValueError(f"stream {self.name!r} looks at no event; name at least one kind")
+        hours = self.answers_within_hours
+        if hours is not None and not (isinstance(hours, int) and 1 <= hours <= MAX_ANSWER_HOURS):
+            raise ValueError(
+                f"stream {self.name!r} has answers_within_hours {hours!r}; name a whole number of hours from 1 to "
+                f"{MAX_ANSWER_HOURS}, or None if its events answer no mail"
+            )
 
     @property
     def every_kind(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from service.api import (
     experiments,
     health,
     models,
+    outcomes,
     predictions,
     problems,
     sends,
@@ -81,7 +82,8 @@ def create_app(
     app.state.installation = here
     problems.install(app)
     for noun in (
-        events, contacts, predictions, decisions, experiments, templates, campaigns, sends, models, tracking, health,
+        events, contacts, predictions, decisions, experiments, templates, campaigns, sends, models, outcomes,
+        tracking, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

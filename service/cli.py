@@ -40,6 +40,7 @@ imports = _group("import", "Bring history in from files.")
 contacts_group = _group("contacts", "Contacts.")
 features = _group("features", "The feature store: lake and vectors.")
 models = _group("models", "The model registry.")
+outcomes = _group("outcomes", "What a model may be trained to foretell, as you declare it.")
 keys = _group("keys", "API keys.")
 database_group = _group("db", "The database.")
 simulate = _group("simulate", "The simulator on its own: worlds whose truth is known.")
@@ -260,6 +261,8 @@ def erase_contacts_command(
 ) -> None:
     """Take everything that names or describes these contacts out of database and files, for good.
 
+    Once they are out of the database it succeeds; what of their files has to wait, it names, and the worker does it.
+
     Example: kairos contacts erase 17850 13047
     """
     from service.erase import erase_contacts
@@ -267,8 +270,12 @@ def erase_contacts_command(
 
     with _installation() as (settings, database):
         erased = erase_contacts(database, settings, user_ids, now=datetime.now(UTC))
-        files = finish_erasures(database, _lake(settings), settings, now=datetime.now(UTC), at_once=True)
-    _answer(_plain(erased) | {"files": _plain(files)}, as_json, _erasure_lines)
+        try:
+            files = finish_erasures(database, _lake(settings), settings, now=datetime.now(UTC))
+            told = _plain(files) | {"error": None}
+        except Exception as error:  # the contacts are erased all the same: to say only what failed would hide that
+            told = {"finished": 0, "waiting": erased.contacts, "waits_for": None, "error": str(error)}
+    _answer(_plain(erased) | {"files": told}, as_json, _erasure_lines)
 
 
 def _erasure_lines(report: dict[str, Any]) -> str:
@@ -277,9 +284,16 @@ def _erasure_lines(report: dict[str, Any]) -> str:
         lines.append(f"{report['sends_cancelled']:,} mails that had not left are cancelled")
     if report["sends_leaving"]:
         lines.append(f"{report['sends_leaving']:,} mails were leaving at that moment and may arrive")
-    if report["files"]["waiting"]:
+    files = report["files"]
+    if files["error"]:
         lines.append(
-            f"the files of {report['files']['waiting']:,} wait for {report['files']['waits_for']}; the worker does them"
+            f"they are out of the database; their files could not be rewritten yet: {files['error']}. `kairos worker` "
+            "tries again every 15 minutes until it is done"
+        )
+    elif files["waiting"]:
+        lines.append(
+            f"the files of {files['waiting']:,} wait for {files['waits_for']}; `kairos worker` does them within 15 "
+            "minutes of that"
         )
     return "\n".join(lines)
 
@@ -346,20 +360,25 @@ def verify_lake(as_json: Json = False) -> None:
 
     Example: kairos features verify
     """
+    from service.erase import awaiting_files
+
     with _installation() as (settings, database), database.reading() as session:
-        report = _plain(_lake(settings).verify(session))
-    _answer(
-        report,
-        as_json,
-        lambda shown: (
-            f"the lake equals the log up to {shown['watermark']:,}"
-            if shown["equal"]
-            else f"buckets {shown['differing_buckets']} differ, files {shown['damaged_files']} are damaged; "
-            "run `kairos features rebuild`"
-        ),
-    )
+        report = _plain(_lake(settings).verify(session, awaiting_files))
+    _answer(report, as_json, _verify_lines)
     if not report["equal"]:
         raise typer.Exit(1)
+
+
+def _verify_lines(report: dict[str, Any]) -> str:
+    lines = [
+        f"the lake equals the log up to {report['watermark']:,}"
+        if report["equal"]
+        else f"buckets {report['differing_buckets']} differ, files {report['damaged_files']} are damaged; "
+        "run `kairos features rebuild`"
+    ]
+    if waiting := report["rows_awaiting_erasure"]:
+        lines.append(f"{waiting:,} events of erased contacts wait in its files until the worker rewrites them")
+    return "\n".join(lines)
 
 
 @features.command("check")
@@ -493,7 +512,9 @@ def write_vectors_command(
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="churn, conversion, send_hour, or all.")],
+    name: Annotated[
+        str, typer.Argument(help="churn, conversion, send_hour, a declared outcome, or all (those three and yours).")
+    ],
     as_of: AsOf = None,
     horizon_days: Annotated[int | None, typer.Option(min=1, max=365, help="Days the outcome is awaited.")] = None,
     seed: Annotated[int, typer.Option(help="The same log, instant and seed give the same model.")] = 0,
@@ -505,8 +526,9 @@ def train(
     """
     from service.jobs import MODELS, train_model
 
-    wanted = _model_names(name, MODELS)
     with _installation() as (settings, database):
+        shipped, own = _outcome_names(database)
+        wanted = [*MODELS, *own] if name == "all" else _model_names(name, [*MODELS, *shipped, *own])
         instant, lake = _instant(as_of, settings), _lake(settings)
         with database.reading() as session:
             lake.sync(session)
@@ -553,7 +575,7 @@ def _trained_lines(report: dict[str, Any]) -> str:
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Option(help="churn, conversion, send_hour, or all.")] = "all",
+    model: Annotated[str, typer.Option(help="churn, conversion, send_hour, a declared outcome, or all.")] = "all",
     as_of: AsOf = None,
     out: Annotated[Path | None, typer.Option(help="Also write the scores into this .parquet file.")] = None,
     as_json: Json = False,
@@ -567,7 +589,6 @@ def score(
     from service.jobs import MODELS, score_contacts
     from training.serving import Serving
 
-    wanted = _model_names(model, MODELS)
     serving = Serving()
     scored: dict[str, Any] = {}
     frames = []
@@ -576,7 +597,8 @@ def score(
         with database.reading() as session:
             lake.sync(session)
             refresh_serving(session, serving, now=datetime.now(UTC), wait=True)
-        for name in wanted:
+        shipped, own = _outcome_names(database)
+        for name in _model_names(model, [*dict.fromkeys([*MODELS, *shipped, *own, *serving.versions])]):
             served = serving.get(name)
             if served is None:
                 if model != "all":
@@ -711,6 +733,68 @@ def rollback_model_command(
     with _installation() as (settings, database):
         version = rollback_model(database, settings, name, now=datetime.now(UTC))
     _answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves again")
+
+
+# ------------------------------------------------------------------------------------------------------- outcomes
+
+
+@outcomes.command("list")
+def list_outcomes_command(as_json: Json = False) -> None:
+    """Every outcome, those that ship and those you declared, with live counts against what a model takes.
+
+    Example: kairos outcomes list
+    """
+    from service.outcomes import list_outcomes, shown_outcomes
+
+    with _installation() as (settings, database):
+        lake, now = _lake(settings), datetime.now(UTC)
+        with database.reading() as session:
+            lake.sync(session)
+            found = list_outcomes(session)
+        report = {"outcomes": shown_outcomes(database, lake, found, now=now)}
+    _answer(report, as_json, lambda shown: "\n\n".join(map(_outcome_lines, shown["outcomes"])))
+
+
+@outcomes.command("declare")
+def declare_outcome_command(
+    file: Annotated[Path, typer.Argument(help="A declaration in YAML or JSON.")],
+    replace: Annotated[bool, typer.Option("--replace", help="In the place of another of that name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Declare an outcome: who will, or will not, do what within how many days. `kairos train NAME` makes a model of it.
+
+    Example: kairos outcomes declare silent_regulars.yaml
+    """
+    from service.errors import NotFound
+    from service.outcomes import declare, find_outcome, shown_outcomes
+    from training.outcomes import read
+
+    if not file.is_file():
+        raise NotFound(f"there is no file {file}; name a declaration in YAML or JSON")
+    declaration = read(file.read_text(encoding="utf-8"))
+    with _installation() as (settings, database):
+        lake, now = _lake(settings), datetime.now(UTC)
+        with database.writing() as session:
+            created = declare(session, declaration, now=now, replace=replace)
+        with database.reading() as session:
+            lake.sync(session)
+            found = find_outcome(session, declaration.name)
+        report = shown_outcomes(database, lake, [found], now=now)[0]
+    _answer(report | {"created": created}, as_json, _outcome_lines)
+
+
+def _outcome_lines(outcome: dict[str, Any]) -> str:
+    counts = outcome["counts"]
+    version = outcome["model_version"]
+    return "\n".join(
+        (
+            f"{outcome['name']}: {outcome['says']}" + ("  (ships with Kairos)" if outcome["is_shipped"] else ""),
+            f"  {counts['population']:,} contacts are asked about now; a horizon ago {counts['closed']:,}, of whom "
+            f"{counts['with_outcome']:,} had the outcome and {counts['without_outcome']:,} had not",
+            f"  {counts['says']}",
+            f"  model version {version} serves" if version else f"  no model serves; `kairos train {outcome['name']}`",
+        )
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ simulator
@@ -983,6 +1067,16 @@ def _serving_versions(database: Database) -> dict[str, int]:
         return {
             name: version for name, version in session.execute(select(ServingModelRow.name, ServingModelRow.version))
         }
+
+
+def _outcome_names(database: Database) -> tuple[list[str], list[str]]:
+    """Names of the outcomes that ship, and of those that were declared."""
+    from service.outcomes import list_outcomes
+
+    with database.reading() as session:
+        found = list_outcomes(session)
+    shipped, own = ([one.declaration.name for one in found if one.is_shipped is which] for which in (True, False))
+    return shipped, own
 
 
 def _model_names(name: str, known: Sequence[str]) -> list[str]:

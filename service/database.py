@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,12 +17,12 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
+from service import scrub
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-#: Milliseconds a SQLite connection waits for another process's write lock before it gives up …
+#: Milliseconds a SQLite connection waits for another process's write lock before it gives up.
 BUSY_TIMEOUT_MS = 20_000
-#: … and one that scrubs waits for readers, while writers wait for it.
-SCRUB_TIMEOUT_MS = 2_000
 #: Pages that a reading and the writing connection keep: readers take theirs from the mapped file; a writer changes
 #: pages all over the clustered log, and what does not fit is written twice.
 READER_CACHE_KIB, WRITER_CACHE_KIB = 16_384, 262_144
@@ -61,7 +62,9 @@ class Database:
             options["connect_args"] = {"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000}
         self.engine: Engine = create_engine(parsed, pool_size=20, max_overflow=40, **options)
         self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
-        self._writer = self.engine
+        self._writer = self._reader = self.engine
+        if not self.is_sqlite:  # as SQLite does it: what is committed meanwhile is not seen
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
         if self.is_sqlite:
             event.listen(self.engine, "connect", partial(_configure_sqlite, is_durable, READER_CACHE_KIB))
             event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
@@ -73,7 +76,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session whose reads see one state of the database."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -91,33 +94,31 @@ class Database:
             command.upgrade(config, "head")
 
     def scrub(self) -> bool:
-        """Let no deleted byte stay in the database's files; False if readers stood in the way: try again later.
+        """Let no deleted byte stay in the database's files; False if others stood in the way: try again later.
 
-        SQLite zeroes what is deleted, but copies that a page kept when it was split stay until the file is written
-        anew: that takes 10 to 25 s per GB, in which nobody else writes and twice as much again lies on the disk. On
-        PostgreSQL dead rows are cleared away, without a lock; its pages overwrite the bytes in the course of time.
+        SQLite zeroes what is deleted, but not the copies that a page keeps when it is split: `service.scrub` does that,
+        in a process of its own, while everybody reads and writes. On PostgreSQL dead rows are cleared away, without a
+        lock; its pages overwrite the bytes in the course of time.
+
+        Raises
+        ------
+        RuntimeError
+            If the file cannot be scrubbed; the message says why.
         """
         if not self.is_sqlite:
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as open_connection:
                 open_connection.exec_driver_sql("VACUUM (SKIP_LOCKED)")
             return True
-        connection = self.engine.raw_connection()
-        try:
-            cursor = connection.cursor()
-            with self._write_lock:
-                cursor.execute(f"PRAGMA busy_timeout={SCRUB_TIMEOUT_MS}")
-                cursor.execute("PRAGMA temp_store=FILE")  # the copy is as large as the database
-                is_free = _empty_wal(cursor)
-                if is_free:
-                    cursor.execute("VACUUM")
-                return is_free and _empty_wal(cursor)
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            return False  # another process writes
-        finally:
-            connection.invalidate()  # closed, and its settings with it
-            connection.close()
+        done = subprocess.run(
+            [sys.executable, "-I", scrub.__file__, str(self.url.database)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode not in (0, scrub.READERS):
+            said = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+            raise RuntimeError(f"{self.url.database} could not be scrubbed of what was deleted: {said}")
+        return done.returncode == 0
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -140,9 +141,3 @@ def _configure_sqlite(is_durable: bool, cache_kib: int, connection: Any, _record
     cursor.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
     cursor.execute("PRAGMA temp_store=MEMORY")
     cursor.close()
-
-
-def _empty_wal(cursor: Any) -> bool:
-    """Bring the write-ahead log into the file and cut it to nothing; False if readers need it."""
-    busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return not busy

@@ -19,7 +19,8 @@ reward, learner_cell,  stay: counts by decision and by arm; sums and single valu
 snapshot,
 feature_check
 template, experiment,  stay: written for everybody
-arm, serving_model,
+arm, outcome,
+serving_model,
 api_key, counter,
 cursor, job
 erasure                key and times: until the files have followed, and so that nothing of an old state comes back
@@ -79,11 +80,15 @@ log = logging.getLogger(__name__)
 
 #: What the ledger says of a send whose contact is no more.
 REASON = "contact erased"
+#: Before a decision's id it stands for the caller's own word for the occasion, from which the draw was made.
+ERASED_OCCURRENCE = "erased:"
 
 #: Values in one IN list.
 _CHUNK = 10_000
 #: Up to so many names the database looks through its texts; more are looked for here, in one pass.
 _FEW = 20
+#: Characters of a rejected line's cell: as many as the csv module counts on every platform.
+_LONGEST_CELL = 2**31 - 1
 _WORD = re.compile(r"\w(?:[\w.@+-]*\w)?")
 T = TypeVar("T")
 
@@ -175,13 +180,13 @@ def take_away(session: Session, contact_keys: Collection[int], *, now: datetime)
     keys = sorted(contact_keys)
     cancelled, leaving = _end_sends(session, keys, now)
     for chunk in _chunks(keys):
-        occurrence = "erased:" + DecisionRow.decision_id  # an intent stays one of its kind
+        occurrence = ERASED_OCCURRENCE + DecisionRow.decision_id  # an intent stays one of its kind
         session.execute(
             update(DecisionRow)
             .where(
                 DecisionRow.contact_key.in_(chunk),
                 DecisionRow.send_id.is_(None),
-                DecisionRow.occurrence.not_like("erased:%"),
+                DecisionRow.occurrence.not_like(f"{ERASED_OCCURRENCE}%"),
             )
             .values(occurrence=occurrence)
         )
@@ -193,6 +198,11 @@ def take_away(session: Session, contact_keys: Collection[int], *, now: datetime)
         session.execute(delete(IdentityRow).where(IdentityRow.contact_key.in_(chunk)))
         session.execute(delete(ContactRow).where(ContactRow.contact_key.in_(chunk)))
     return TakenAway(events, cancelled, leaving)
+
+
+def awaiting_files(session: Session) -> set[int]:
+    """Contacts that were erased and whose files have not followed yet."""
+    return set(session.scalars(select(ErasureRow.contact_key).where(ErasureRow.files_done_at.is_(None))))
 
 
 def _keys_of(session: Session, user_ids: Sequence[str]) -> list[int]:
@@ -355,6 +365,7 @@ def _in_urls(name: str) -> list[str]:
 
 def _cut_rejects(folder: Path, names: _Names) -> None:
     """Lines of rejected imports that mention a name are taken out; a file without lines is removed."""
+    csv.field_size_limit(_LONGEST_CELL)  # by default 131,072: one longer cell would stop every erasure
     for path in sorted(folder.glob("*.rejected.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from features.events import IN_CHUNK
 from features.lake import Lake
 from features.snapshots import erase_from_snapshots
 from service.database import Database
-from service.erase import take_away
+from service.erase import awaiting_files, take_away
 from service.flow.deliver import ATTEMPT_LEASE_SECONDS, database_now
 from service.settings import Settings
 from service.tables import ErasureRow, SendRow
@@ -30,10 +30,6 @@ log = logging.getLogger(__name__)
 
 #: What was under way when a contact was erased may bring a row of theirs for so long.
 STRAGGLERS = timedelta(days=2)
-#: A database file up to this size is written anew with every round that erased somebody (10 to 25 s per GB), a larger
-#: one once a day.
-SCRUBBED_AT_ONCE = 256 * 2**20
-SCRUB_INTERVAL = timedelta(days=1)
 
 _SEND = re.compile(rb"^X-Kairos-Send: (\d+)\r?$", re.MULTILINE)
 
@@ -44,14 +40,12 @@ class Finished:
 
     #: Contacts of whom no file holds anything any more.
     finished: int
-    #: Contacts that still wait, and for what: a mail that was leaving, a reader, the day's turn, an unreadable file.
+    #: Contacts that still wait, and for what: a mail that was leaving, a reader, an unreadable file.
     waiting: int
     waits_for: str | None
 
 
-def finish_erasures(
-    database: Database, lake: Lake, settings: Settings, *, now: datetime, at_once: bool = False
-) -> Finished:
+def finish_erasures(database: Database, lake: Lake, settings: Settings, *, now: datetime) -> Finished:
     """Let the files follow the erasures of contacts; to be called again and again, by any number of workers.
 
     Parameters
@@ -62,8 +56,6 @@ def finish_erasures(
         For the place of the outbox.
     now : datetime
         Aware UTC.
-    at_once : bool
-        Write even a large database file anew now, and not with the day's turn.
 
     Raises
     ------
@@ -71,7 +63,7 @@ def finish_erasures(
         If the lake cannot be read or written; the erasures go on waiting.
     """
     with database.reading() as session:
-        waiting = set(session.scalars(select(ErasureRow.contact_key).where(ErasureRow.files_done_at.is_(None))))
+        waiting = awaiting_files(session)
         recent = session.scalars(select(ErasureRow.contact_key).where(ErasureRow.requested_at > now - STRAGGLERS))
         looked_at = waiting | set(recent)
     if looked_at:
@@ -89,8 +81,6 @@ def finish_erasures(
     with database.reading() as session:
         leaving = _still_leaving(session, waiting)
         _remove_mails(settings.home / "outbox", set(_sends_of(session, waiting)))
-    if not (at_once or _is_turn(database, now)):
-        return Finished(0, len(waiting), "the day's turn to write the database file anew")
     if not database.scrub():
         return Finished(0, len(waiting), "a long reader or writer of the database to end")
     done = sorted(waiting - leaving)
@@ -131,12 +121,3 @@ def _remove_mails(outbox: Path, send_ids: set[int]) -> None:
                 path.unlink()
         except FileNotFoundError:
             continue  # a mail that was being written: its contact waits for the next round
-
-
-def _is_turn(database: Database, now: datetime) -> bool:
-    """Whether the database may be written anew now: a small one always, a large one a day after the last time."""
-    if not database.is_sqlite or Path(str(database.url.database)).stat().st_size <= SCRUBBED_AT_ONCE:
-        return True
-    with database.reading() as session:
-        last = session.scalar(select(func.max(ErasureRow.files_done_at)))
-    return last is None or last <= now - SCRUB_INTERVAL

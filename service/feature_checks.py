@@ -84,6 +84,7 @@ def check_features(
             found = freshness(session, lake, now=to_micros(now))
             report["freshness"] = asdict(found)
             problems += _said_of_freshness(found)
+        with database.reading() as session:  # the log as it is once the lake is ours
             lake.sync(session)
         for views in VIEW_SETS.values():
             report["view_sets"][views.name] = _view_set_report(lake, views, now)
@@ -226,7 +227,7 @@ def daily_round(database: Database, lake: Lake, settings: Settings, *, now: date
         with database.reading() as session:
             lake.sync(session)
         with database.reading() as session:  # for the store's lock: no transaction stays open meanwhile
-            write_snapshot(lake, DEFAULT_VIEWS, to_micros(today), session=session)
+            write_snapshot(lake, DEFAULT_VIEWS, to_micros(today), is_daily=True, session=session)
             prune_snapshots(lake, KEEP_SNAPSHOTS, session=session)
     except StoreError as error:
         problems.append(f"the snapshot of {today:%Y-%m-%d} could not be written: {error}")

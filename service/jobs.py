@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from datetime import datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sqlalchemy import delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from features.lake import Lake
+from features.tables import to_micros
 from service.database import Database
 from service.errors import Conflict, NotFound
+from service.outcomes import find_outcome
 from service.settings import Settings
 from service.tables import PredictionRow, ServingModelRow
+from training.history import log_span, usual_horizon_days
 from training.scoring import Scores, score
 from training.serving import ServedModel
 
 MODELS = ("churn", "conversion", "send_hour")
 
-#: Rows of one transaction when scores are stored: no writer waits long behind it.
-STORE_CHUNK = 1_000
+#: Rows of a transaction when scores are stored, and how long one should hold the lock: its rows follow from that.
+FIRST_CHUNK, LEAST_ROWS, MOST_ROWS = 1_000, 200, 20_000
+AIM_SECONDS = 0.02
+#: Then the lock is free for half as long: SQLite's waiters in other processes look for it now and then, in no order.
+REST_SHARE = 0.5
 
 #: Steps of the stored quantiles from which live percentiles are read.
 QUANTILES = 101
@@ -42,21 +50,38 @@ def train_model(
 ) -> Any:
     """A freshly trained, judged and registered version of ``name``; it serves from now on if it passed the gate.
 
+    Any declared outcome is a model: its population, event and horizon are frozen into the version.
+
     Returns
     -------
     training.runs.TrainedVersion
+
+    Raises
+    ------
+    NotFound
+        If there is neither a model nor an outcome of that name.
     """
     from training.runs import train  # MLflow takes seconds to import; only training pays for it
 
-    version = train(
-        name,
-        lake,
-        as_of,
-        tracking_uri=settings.tracking_uri,
-        artifact_root=settings.mlruns / "artifacts",
-        horizon_days=horizon_days,
-        seed=seed,
-    )
+    definition = None
+    if name not in MODELS:
+        with database.reading() as session:
+            declaration = find_outcome(session, name).declaration
+        until = to_micros(as_of)
+        days = horizon_days or declaration.within_days or usual_horizon_days(log_span(lake, until), until)
+        definition = declaration.definition(days)
+    with database.reading() as session:  # for the store's lock: no transaction stays open meanwhile
+        version = train(
+            name,
+            lake,
+            as_of,
+            tracking_uri=settings.tracking_uri,
+            artifact_root=settings.mlruns / "artifacts",
+            horizon_days=horizon_days,
+            seed=seed,
+            definition=definition,
+            session=session,
+        )
     if version.promoted:
         with database.writing() as session:
             serve_version(session, name, version.version, version.folder, now=now)
@@ -144,29 +169,33 @@ def store_scores(
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Replace the stored scores of ``name``, in transactions so short that other writers hardly wait."""
-    dialect = sqlite if database.is_sqlite else postgresql
-    insert = dialect.insert(PredictionRow)
-    replaced = {
-        column: insert.excluded[column] for column in ("probability", "percentile", "as_of", "model_version", "detail")
-    }
-    upsert = insert.on_conflict_do_update(index_elements=["model", "contact_key"], set_=replaced)
-    for start in range(0, len(scores.contact_key), STORE_CHUNK):
-        rows = [
-            {
-                "model": name,
-                "contact_key": int(scores.contact_key[i]),
-                "probability": float(scores.probability[i]),
-                "percentile": float(scores.percentile[i]),
-                "as_of": as_of,
-                "model_version": version,
-                "detail": scores.detail[i] if scores.detail is not None else None,
-            }
-            for i in range(start, min(start + STORE_CHUNK, len(scores.contact_key)))
-        ]
+    mark = "?" if database.is_sqlite else "%s"
+    columns = ("model", "contact_key", "probability", "percentile", "as_of", "model_version", "detail")
+    replaced = ", ".join(f"{column} = excluded.{column}" for column in columns[2:])
+    # Past SQLAlchemy's own parameters: a row is a tuple, and the driver gets a chunk of them at once.
+    upsert = (
+        f"insert into prediction ({', '.join(columns)}) values ({', '.join([mark] * len(columns))}) "
+        f"on conflict (model, contact_key) do update set {replaced}"
+    )
+    at, start, size = to_micros(as_of), 0, FIRST_CHUNK
+    while start < len(scores):
+        chunk = slice(start, start + size)
+        keys = scores.contact_key[chunk].tolist()
+        details = repeat(None) if scores.detail is None else map(json.dumps, scores.detail[chunk])
+        values = (scores.probability[chunk].tolist(), scores.percentile[chunk].tolist(), repeat(at), repeat(version))
+        rows = list(zip(repeat(name, len(keys)), keys, *values, details, strict=False))
         with database.writing() as session:
-            session.execute(upsert, rows)
+            begun = time.perf_counter()
+            session.connection().exec_driver_sql(upsert, rows)
+            session.commit()
+            held = time.perf_counter() - begun
+        start += len(rows)
+        # At most twice as many rows as before; a busy machine gets shorter chunks.
+        size = int(min(MOST_ROWS, 2 * size, max(LEAST_ROWS, len(rows) * AIM_SECONDS / held)))
         if progress is not None:
             progress(len(rows))
+        if database.is_sqlite and start < len(scores):
+            time.sleep(REST_SHARE * held)
     _forget_older(database, name, as_of)
     grid = np.linspace(0.0, 1.0, QUANTILES)
     with database.writing() as session:
@@ -180,13 +209,13 @@ def _forget_older(database: Database, name: str, as_of: datetime) -> None:
     with database.reading() as session:
         stale = select(PredictionRow.contact_key).where(PredictionRow.model == name, PredictionRow.as_of < as_of)
         keys = session.scalars(stale).all()
-    for start in range(0, len(keys), STORE_CHUNK):
+    for start in range(0, len(keys), FIRST_CHUNK):
         with database.writing() as session:
             session.execute(
                 delete(PredictionRow).where(
                     PredictionRow.model == name,
                     PredictionRow.as_of < as_of,
-                    PredictionRow.contact_key.in_(keys[start : start + STORE_CHUNK]),
+                    PredictionRow.contact_key.in_(keys[start : start + FIRST_CHUNK]),
                 )
             )
 

@@ -321,7 +321,12 @@ class PredictionRow(Base):
     #: Best local hour and its level for ``send_hour``; else None.
     detail: Mapped[dict[str, Any] | None]
 
-    __table_args__ = (Index("ix_prediction_rank", "model", "probability"),)
+    # SQLite does without the index: each chunk of a scoring would rewrite pages all over it, and 100,000 rows a second
+    # would become 5,000. It looks through the model's rows instead (a million in a third of a second).
+    __table_args__ = (
+        Index("ix_prediction_rank", "model", "probability").ddl_if(dialect="postgresql"),
+        {"sqlite_with_rowid": False},
+    )
 
 
 class ServedVectorRow(Base):
@@ -363,6 +368,68 @@ class ServingModelRow(Base):
     #: Probabilities of the last scoring at equal steps from the least to the greatest: percentiles of live answers.
     quantiles: Mapped[list[Any] | None]
     promoted_at: Mapped[datetime]
+    #: Trained and not promoted: scored in the shadow of the champion, so that outcomes can compare the two.
+    challenger_version: Mapped[int | None]
+    challenger_path: Mapped[str | None] = mapped_column(Text)
+    #: Since when the version answers with its own lower rung, and what proved that it has to; None while it need not.
+    fell_back_at: Mapped[datetime | None]
+    fell_back_why: Mapped[str | None] = mapped_column(Text)
+
+
+class ScoringRow(Base):
+    """One scoring of all contacts: what was asked, where the scores are kept, and what outcomes said of them later."""
+
+    __tablename__ = "scoring"
+
+    model: Mapped[str] = mapped_column(String(60), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    as_of: Mapped[datetime] = mapped_column(primary_key=True)
+    #: served | challenger
+    role: Mapped[str] = mapped_column(String(12))
+    rung: Mapped[str] = mapped_column(String(40))
+    #: What stands beside each score to be compared with: the lower rung, or ``base_rate``; None if nothing does.
+    fallback: Mapped[str | None] = mapped_column(String(40))
+    horizon_days: Mapped[int]
+    #: The outcome that was asked for, as `features.labels.Outcome` has it, and what it says to people.
+    outcome: Mapped[dict[str, Any]]
+    contacts: Mapped[int]
+    #: Mean and distribution of the scores.
+    summary: Mapped[dict[str, Any]]
+    #: Folder of the score files in the lake's store; None once they are pruned.
+    folder: Mapped[str | None] = mapped_column(Text)
+    #: When the horizon has passed.
+    due_at: Mapped[datetime]
+    judged_at: Mapped[datetime | None]
+    result: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (Index("ix_scoring_due", "judged_at", "due_at"),)
+
+
+class ModelEventRow(Base):
+    """What befell a model, and why: promoted, rolled back, fallen back."""
+
+    __tablename__ = "model_event"
+
+    event_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    model: Mapped[str] = mapped_column(String(60))
+    at: Mapped[datetime]
+    #: promoted | rolled_back | fell_back
+    kind: Mapped[str] = mapped_column(String(16))
+    version: Mapped[int]
+    reason: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_model_event_model", "model", "at"),)
+
+
+class OutcomeRow(Base):
+    """An outcome that a user declared; what `training.outcomes` reads."""
+
+    __tablename__ = "outcome"
+
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    declaration: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
 
 
 class JobRow(Base):
@@ -379,3 +446,7 @@ class JobRow(Base):
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    #: How often a worker began it; one that a crash cut short is begun once more.
+    attempts: Mapped[int] = mapped_column(default=0)
+    #: In the database's own clock: a running job whose worker no longer renews this is nobody's.
+    lease_until: Mapped[datetime | None]

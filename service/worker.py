@@ -72,7 +72,9 @@ class Worker:
         self.lake = lake
         self.provider = provider_from_url(settings.smtp_url, home=settings.home, connections=settings.smtp_connections)
         self._links = LinkBook(database)
-        self._synced_at: datetime | None = None
+        self._lake_due_at = clock.now()
+        self._lake_failures = 0
+        self._lake_lock = threading.Lock()
         self._counted_at = clock.now()
         self._allowance = float(settings.send_rate_per_minute)
 
@@ -80,7 +82,7 @@ class Worker:
         """One round: what has settled is learned before what falls due is decided."""
         settled, learned, decided = await asyncio.to_thread(self._prepare)
         claimed, receipts = await self._send_due()
-        await asyncio.to_thread(self._sync_lake)
+        self._begin_lake_work()
         return Round(settled, learned, decided, claimed, receipts)
 
     def _prepare(self) -> tuple[int, int, int]:
@@ -138,22 +140,43 @@ class Worker:
         self._allowance = min(self._allowance + earned, max(float(rate), earned))
         self._counted_at = now
 
-    def _sync_lake(self) -> None:
+    def _begin_lake_work(self) -> None:
+        """Begin what is due of the lake, in a thread beside the sending: neither its work nor its faults delay a mail.
+
+        The end of the event loop waits for it.
+        """
         now = self.clock.now()
-        if self.lake is None or (self._synced_at is not None and now - self._synced_at < LAKE_INTERVAL):
+        if self.lake is None or now < self._lake_due_at or not self._lake_lock.acquire(blocking=False):
             return
-        with self.database.reading() as session:
-            self.lake.sync(session)
-        self._synced_at = now
+        self._lake_due_at = now + LAKE_INTERVAL
+        asyncio.get_running_loop().run_in_executor(None, self._keep_lake, self.lake, now)
+
+    def _keep_lake(self, lake: Lake, now: datetime) -> None:
+        """Bring the lake up to the log, and let the files of erased contacts follow."""
         from service.erase_files import finish_erasures  # loads the models' libraries: not before a worker runs
 
         try:
-            finish_erasures(self.database, self.lake, self.settings, now=now)
-        except Exception:
-            log.exception(
-                "files of erased contacts could not be rewritten; they wait for the next round",
-                extra={"action": "erasures_not_finished"},
-            )
+            try:
+                with self.database.reading() as session:
+                    lake.sync(session)
+                self._lake_failures = 0
+            except Exception:
+                self._lake_failures += 1
+                pause = min(LAKE_INTERVAL, timedelta(minutes=2 ** min(self._lake_failures, 10)))
+                self._lake_due_at = now + pause
+                log.exception(
+                    "the lake could not be brought up to the log; it is tried again in %s", pause,
+                    extra={"action": "lake_not_synced"},
+                )  # fmt: skip
+            try:
+                finish_erasures(self.database, lake, self.settings, now=now)
+            except Exception:
+                log.exception(
+                    "files of erased contacts could not be rewritten; they wait for the next round",
+                    extra={"action": "erasures_not_finished"},
+                )
+        finally:
+            self._lake_lock.release()
 
 
 class Daily:

@@ -106,7 +106,7 @@ class BGNBD:
         """
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
 
-        x, t_x, age = _customers(frequency, recency, T)
+        x, t_x, age = checked_customers(frequency, recency, T)
         weights = np.ones(len(x)) if weight is None else np.asarray(weight, dtype=np.float64)
         if weights.shape != x.shape or not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError(
@@ -141,7 +141,7 @@ class BGNBD:
         horizons : array_like, shape (k,)
             Ascending, in the unit of ``T``, 0 or more.
         """
-        x, t_x, age = _customers(frequency, recency, T)
+        x, t_x, age = checked_customers(frequency, recency, T)
         ahead = np.atleast_1d(np.asarray(horizons, dtype=np.float64))
         if ahead.ndim != 1 or not np.isfinite(ahead).all() or (ahead < 0).any() or (np.diff(ahead) < 0).any():
             raise ValueError(f"horizons are {ahead.tolist()}; pass finite times ≥ 0 in ascending order")
@@ -154,7 +154,7 @@ class BGNBD:
 
         It is P(alive) (1 − ((alpha + T) / (alpha + T + horizon))^(r + x)).
         """
-        x, t_x, age = _customers(frequency, recency, T)
+        x, t_x, age = checked_customers(frequency, recency, T)
         no_purchase = -(self.r + x) * np.log1p(_checked_horizon(horizon) / (self.alpha + age))
         return np.asarray(self.probability_alive(x, t_x, age) * -np.expm1(no_purchase))
 
@@ -171,7 +171,7 @@ class BGNBD:
         Fader, Hardie & Lee (2005), equation 10; Golub, G. H. & Welsch, J. H. (1969), "Calculation of Gauss quadrature
         rules".
         """
-        x, t_x, age = _customers(frequency, recency, T)
+        x, t_x, age = checked_customers(frequency, recency, T)
         ahead = _checked_horizon(horizon) / (self.alpha + age)
         while_alive = np.zeros_like(x)
         order = np.lexsort((ahead > FAR, x))
@@ -192,7 +192,7 @@ class BGNBD:
         ----------
         Fader, P. S. & Hardie, B. G. S. (2008), "Computing P(alive) using the BG/NBD model".
         """
-        x, t_x, age = _customers(frequency, recency, T)
+        x, t_x, age = checked_customers(frequency, recency, T)
         return np.asarray(np.exp(-np.logaddexp(0, self._log_odds_gone(x, t_x, age))))
 
     def to_dict(self) -> dict[str, Any]:
@@ -341,7 +341,7 @@ def _beta_nodes(a: float, b: float, nodes: int) -> tuple[Array, Array]:
     return np.maximum((1 + z) / 2, 1e-300), vectors[0] ** 2
 
 
-def _customers(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike) -> tuple[Array, Array, Array]:
+def checked_customers(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike) -> tuple[Array, Array, Array]:
     """Checked counts, recencies and ages, shape (n,); recency is 0 where nothing was bought again."""
     x, t_x, age = (np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in (frequency, recency, T))
     if x.ndim != 1 or not x.shape == t_x.shape == age.shape:

@@ -27,7 +27,9 @@ class Calibration:
         return np.asarray(expit(self.intercept + self.slope * log_odds), dtype=np.float64)
 
 
-def fit_platt(log_odds: Array, y: NDArray[np.generic], *, slope: float | None = None) -> Calibration:
+def fit_platt(
+    log_odds: Array, y: NDArray[np.generic], *, slope: float | None = None, intercept_sd: float | None = None
+) -> Calibration:
     """Most probable line given the outcomes, a normal prior around slope 1 and one around intercept 0.
 
     Level drift, not a wrong slope, is what breaks a purchase model between two months; so the slope is held by its
@@ -41,6 +43,8 @@ def fit_platt(log_odds: Array, y: NDArray[np.generic], *, slope: float | None = 
         Outcomes, 0 or 1.
     slope : float, optional
         Keep this slope and fit the intercept alone.
+    intercept_sd : float, optional
+        Prior standard deviation of the intercept; default ``INTERCEPT_SD``.
 
     References
     ----------
@@ -58,7 +62,7 @@ def fit_platt(log_odds: Array, y: NDArray[np.generic], *, slope: float | None = 
         raise ValueError(f"log-odds have shape {z.shape}, outcomes {outcomes.shape}; pass two vectors of one length")
     design = np.column_stack([np.ones_like(z), z])
     mean = np.array([0.0, 1.0 if slope is None else slope])
-    precision = np.array([INTERCEPT_SD**-2, SLOPE_SD**-2])
+    precision = np.array([(intercept_sd or INTERCEPT_SD) ** -2, SLOPE_SD**-2])
     free = np.array([True, slope is None])
     beta = mean.copy()
 

@@ -1,18 +1,11 @@
-"""Will this contact buy: whom we ask it of, and over how many days."""
+"""Will this contact buy: whom we ask it of, and over how many days (`declarations/conversion.yaml`)."""
 
 from __future__ import annotations
 
-from training.serving import Population
+from training.outcomes import shipped
 
 NAME = "conversion"
 HORIZON_DAYS = 30
 
 #: Known contacts: someone who ordered, showed a sign of life, or was sent a mail.
-POPULATION = Population(
-    alternatives=(
-        (("orders_ever", 1, None),),
-        (("days_known", 0, None),),
-        (("days_since_send", 0, None),),
-    ),
-    says="contacts with an order, a sign of life or a mail so far",
-)
+POPULATION = shipped()[NAME].population_over(HORIZON_DAYS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,15 +14,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.events import EventColumns
-from features.labels import Gaps, Outcome, label, observed, order_gaps, orders_within
+from features.labels import known_since, label, observed, orders_within
 from features.lake import Lake
 from features.offline import historical_features, map_buckets
 from features.snapshots import events_upto
 from features.views import ViewSet
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, HUMAN_PPM
 from training.censoring import censoring_weights, exposure_strata
+from training.history import LogSpan as LogSpan
+from training.history import burn_in_micros
+from training.history import log_span as log_span
+from training.outcomes import Definition
 from training.send_hour import ANSWER_WINDOW_HOURS, HOURS, Sends
-from training.serving import Population
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,8 +34,6 @@ DAY_MICROS = 86_400_000_000
 #: Days between two snapshots, about; a contact's vectors a few days apart tell nearly the same story twice.
 SNAPSHOT_DAYS = 14
 MAX_SNAPSHOTS = 26
-#: The first days of a log are not learned from: windows are still filling. At most a quarter of a short history.
-BURN_IN_DAYS = 45
 #: Above this many rows a training set takes only a part of the contacts, the same part each time.
 MAX_ROWS = 600_000
 
@@ -41,28 +42,6 @@ COLUMNS = ("X", "y", "contact_key", "as_of", "weight", "order_days", "order_valu
 
 #: Packages whose version may change a bit of a vector, an outcome or a fit.
 LIBRARIES = ("kairos-mail", "numpy", "numba", "llvmlite", "scipy", "scikit-learn", "lightgbm")
-
-
-@dataclass(frozen=True)
-class Definition:
-    """What a model of a yes-or-no outcome is asked: of whom, what, and by when."""
-
-    outcome: Outcome
-    #: On the vector, so that training, scoring and requests ask it of the same contacts.
-    population: Population
-    horizon_days: int
-    #: What a probability of 1 would mean, for people.
-    says: str
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Definition:
-        """The definition that ``dataclasses.asdict`` turned into ``content``, perhaps by way of JSON."""
-        return cls(
-            Outcome.from_dict(content["outcome"]),
-            Population.from_dict(content["population"]),
-            content["horizon_days"],
-            content["says"],
-        )
 
 
 @dataclass(frozen=True)
@@ -97,17 +76,18 @@ class TrainingSet:
         """Whether a row stands for another number than one."""
         return bool((self.weight != 1.0).any())
 
-    def rows(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> TrainingSet:
+    def rows(self, mask: NDArray[np.bool_] | NDArray[np.intp] | slice) -> TrainingSet:
         """The rows where ``mask`` is true, or at these places."""
         return replace(self, **{name: getattr(self, name)[mask] for name in COLUMNS})
 
     def at(self, instant: int) -> TrainingSet:
         """The rows of one instant."""
-        return self.rows(self.as_of == instant)
+        return self.rows(slice(*np.searchsorted(self.as_of, [instant, instant + 1]).tolist()))  # nothing is copied
 
     def closed_by(self, instant: int, horizon_days: int) -> TrainingSet:
         """The rows whose outcome was known at ``instant``."""
-        return self.rows(self.as_of + horizon_days * DAY_MICROS <= instant)
+        last = instant - horizon_days * DAY_MICROS
+        return self.rows(slice(0, int(np.searchsorted(self.as_of, last, side="right"))))
 
 
 def snapshot_instants(newest: int, first_event: int, horizon_days: int) -> list[int]:
@@ -120,11 +100,6 @@ def snapshot_instants(newest: int, first_event: int, horizon_days: int) -> list[
     oldest = first_event + burn_in_micros(newest - first_event)
     count = min(MAX_SNAPSHOTS, (newest - oldest) // step + 1) if newest >= oldest else 0
     return [newest - i * step for i in range(count)][::-1]
-
-
-def burn_in_micros(history_micros: int) -> int:
-    """First part of a history that is not learned from: 45 days, at most a quarter."""
-    return min(BURN_IN_DAYS * DAY_MICROS, history_micros // 4)
 
 
 def training_set(
@@ -243,7 +218,9 @@ class _RowsOfBucket:
             contacts = np.sort(np.random.default_rng(bucket).permutation(contacts)[: self.most_contacts])
         keys, as_of = np.repeat(contacts, len(self.moments)), np.tile(self.moments, len(contacts))
         X = sweep(columns, keys, as_of, self.views)
-        belongs = self.asked.population.contains(X, self.views.names)
+        # Who comes into the log later is nobody yet: to ask about them would look at what happens next.
+        is_known = np.repeat(known_since(columns, contacts), len(self.moments)) <= as_of
+        belongs = self.asked.population.contains(X, self.views.names) & is_known
         keys, as_of, X = keys[belongs], as_of[belongs], X[belongs]
         rows = with_outcomes(self.asked, columns, X, keys, as_of, self.views.names)
         is_seen = observed(self.asked.outcome, columns, keys, as_of, self.asked.horizon_days)
@@ -285,45 +262,6 @@ class _Part:
     is_seen: NDArray[np.bool_]
     seen: int
     taken: int
-
-
-@dataclass(frozen=True)
-class LogSpan:
-    """First event (microseconds since 1970 UTC) and the gaps between the order days of buyers who came back."""
-
-    first: int
-    gaps: Gaps
-
-
-def log_span(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> LogSpan:
-    """What the log covers up to place ``seq``, as known at ``as_of`` (microseconds since 1970 UTC).
-
-    Raises
-    ------
-    LookupError
-        If the log is empty.
-    """
-    parts = [
-        part
-        for part in map_buckets(_SpanOfBucket(as_of, lake.watermark if seq is None else seq), lake, n_jobs)
-        if part is not None
-    ]
-    if not parts:
-        raise LookupError("the lake holds no event before that instant; import history or sync the lake first")
-    return LogSpan(min(part[0] for part in parts), Gaps.concat([part[1] for part in parts]))
-
-
-@dataclass(frozen=True)
-class _SpanOfBucket:
-    as_of: int
-    seq: int
-
-    def __call__(self, lake: Lake, bucket: int) -> tuple[int, Gaps] | None:
-        columns = events_upto(lake.read_bucket(bucket), self.seq)
-        columns = columns.take((columns.occurred_at < self.as_of) & (columns.received_at <= self.as_of))
-        if len(columns) == 0:
-            return None
-        return int(columns.occurred_at.min()), order_gaps(columns, self.as_of)
 
 
 def closed_sends(lake: Lake, as_of: int, n_jobs: int = 1, *, seq: int | None = None) -> Sends:

@@ -17,6 +17,9 @@ LOGISTIC_C = 0.05
 #: A standardised value is held within ± this, so that one wholesaler's order cannot swing a linear score.
 Z_LIMIT = 5.0
 
+#: Rows that a logistic regression scores at a time: what stays in a processor's cache is scored in half the time.
+ROWS_AT_ONCE = 2_000
+
 LIGHTGBM_TREES = 200
 #: Rows from which a second thread pays; below, its waiting costs a busy machine far more than it saves.
 TWO_THREADS_FROM = 200_000
@@ -93,8 +96,27 @@ class RidgeLogistic:
     FILE = "logistic.json"
 
     @classmethod
-    def fit(cls, X: Array, y: NDArray[np.generic], *, seed: int = 0) -> RidgeLogistic:
-        """The penalised maximum-likelihood fit; the same data give the same coefficients (``seed`` is not used)."""
+    def fit(
+        cls,
+        X: Array,
+        y: NDArray[np.generic],
+        *,
+        seed: int = 0,
+        weight: Array | None = None,
+        left_out: NDArray[np.bool_] | None = None,
+    ) -> RidgeLogistic:
+        """The penalised maximum-likelihood fit; the same data give the same coefficients (``seed`` is not used).
+
+        Parameters
+        ----------
+        X : ndarray, shape (n, p)
+        y : ndarray, shape (n,)
+            Outcomes, 0 or 1.
+        weight : ndarray, shape (n,), optional
+            How often each row counts.
+        left_out : ndarray of bool, shape (p,), optional
+            Columns that get no say.
+        """
         from sklearn.linear_model import LogisticRegression
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
 
@@ -105,23 +127,42 @@ class RidgeLogistic:
         spread = np.sqrt((np.where(is_missing, 0.0, compressed - center) ** 2).sum(axis=0) / present)
         scale = np.where(spread > 1e-9, spread, 1.0)
         missing_share = is_missing.mean(axis=0)
-        flagged = np.flatnonzero((missing_share > 0) & (missing_share < 1))
+        told = (spread > 1e-9) & (True if left_out is None else ~left_out)
+        flagged = np.flatnonzero((missing_share > 0) & (missing_share < 1) & (True if left_out is None else ~left_out))
         design = np.hstack(
-            [_standardise(compressed, is_missing, center, scale), is_missing[:, flagged] - missing_share[flagged]]
+            [
+                _standardise(compressed, is_missing, center, scale)[:, told],
+                is_missing[:, flagged] - missing_share[flagged],
+            ]
         )
+        if not design.shape[1]:  # every column is constant: the level is all there is to learn
+            design = np.zeros((len(X), 1))
         logistic = LogisticRegression(C=LOGISTIC_C, solver="newton-cholesky", max_iter=200, tol=1e-8)
         with threadpool_limits(2 if len(X) >= TWO_THREADS_FROM else 1):
-            fitted = logistic.fit(design, y)
+            fitted = logistic.fit(design, y, sample_weight=weight)
         missing_coefficients = np.zeros(X.shape[1])
-        missing_coefficients[flagged] = fitted.coef_[0, X.shape[1] :]
-        # A column without variance in training has had no say, whatever it holds later.
-        coefficients = np.where(spread > 1e-9, fitted.coef_[0, : X.shape[1]], 0.0)
+        coefficients = np.zeros(X.shape[1])
+        # A column without variance in training has no say, whatever it holds later.
+        coefficients[told] = fitted.coef_[0, : told.sum()]
+        missing_coefficients[flagged] = fitted.coef_[0, told.sum() : told.sum() + len(flagged)]
         return cls(center, scale, coefficients, missing_coefficients, missing_share, float(fitted.intercept_[0]))
 
     def log_odds(self, X: Array) -> Array:
         """Raw scores in nats, shape (n,)."""
-        parts, base = self.contributions(X)
-        return parts.sum(axis=1) + base
+        used = np.flatnonzero((self.coefficients != 0) | (self.missing_coefficients != 0))
+        out = np.empty(len(X))
+        for start in range(0, len(X), ROWS_AT_ONCE):
+            part = X[start : start + ROWS_AT_ONCE, used]
+            missing = ~np.isfinite(part)
+            z = np.log1p(np.abs(part))
+            np.copysign(z, part, out=z)
+            z -= self.center[used]
+            z /= self.scale[used]
+            np.clip(z, -Z_LIMIT, Z_LIMIT, out=z)
+            z *= self.coefficients[used]
+            np.copyto(z, self.missing_coefficients[used], where=missing)
+            out[start : start + len(part)] = z.sum(axis=1)  # BLAS would add up differently in a batch of another size
+        return out + (self.intercept - self.missing_share @ self.missing_coefficients)
 
     def contributions(self, X: Array) -> tuple[Array, float]:
         """Coefficient times centred value, the flag of a missing value with its column; the base is the intercept."""
@@ -181,14 +222,29 @@ class SmallLightGBM:
         self._booster = lightgbm.Booster(model_str=text)
 
     @classmethod
-    def fit(cls, X: Array, y: NDArray[np.generic], *, seed: int = 0) -> SmallLightGBM:
-        """The boosted trees; the same data and ``seed`` give the same trees."""
+    def fit(
+        cls, X: Array, y: NDArray[np.generic], *, seed: int = 0, weight: Array | None = None, **parameters: Any
+    ) -> SmallLightGBM:
+        """The boosted trees; the same data and ``seed`` give the same trees.
+
+        Parameters
+        ----------
+        X : ndarray, shape (n, p)
+        y : ndarray, shape (n,)
+            Outcomes, 0 or 1.
+        weight : ndarray, shape (n,), optional
+            How often each row counts.
+        **parameters
+            Of LightGBM, instead of those in ``LIGHTGBM_PARAMETERS``.
+        """
         import lightgbm
 
         _check_outcomes(y)
-        data = lightgbm.Dataset(X, np.asarray(y, dtype=np.float64), params={"verbose": -1, "num_threads": 1})
         threads = 2 if len(X) >= TWO_THREADS_FROM else 1
-        parameters = {**LIGHTGBM_PARAMETERS, "seed": seed, "num_threads": threads}
+        data = lightgbm.Dataset(
+            X, np.asarray(y, dtype=np.float64), weight=weight, params={"verbose": -1, "num_threads": threads}
+        )
+        parameters = {**LIGHTGBM_PARAMETERS, **parameters, "seed": seed, "num_threads": threads}
         booster = lightgbm.train(parameters, data, LIGHTGBM_TREES)
         return cls(booster.model_to_string())
 

@@ -69,9 +69,13 @@ def _by_family(by_column: Array, base: float | Array, views: ViewSet) -> Explana
     )
 
 
-def reasons(estimator: Estimator, X: Array, views: ViewSet) -> list[list[Reason]]:
-    """Up to three reasons up and three down for each row, weightiest first."""
+def reasons(estimator: Estimator, X: Array, views: ViewSet, sign: float = 1.0) -> list[list[Reason]]:
+    """Up to three reasons up and three down for each row, weightiest first.
+
+    ``sign`` is -1 where the question is whether the estimator's event stays out.
+    """
     by_column, base = estimator.contributions(X)
+    by_column, base = sign * by_column, sign * np.asarray(base)
     explained = _by_family(by_column, base, views)
     family_of = family_by_column(views)
     columns = {family: [i for i, one in enumerate(family_of) if one == family] for family in explained.families}

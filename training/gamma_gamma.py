@@ -84,6 +84,8 @@ class GammaGamma:
         ----------
         Fader & Hardie (2013), equation 1a.
         """
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
+
         x, mean = _spenders(frequency, mean_value)
         weights = np.ones(len(x)) if weight is None else np.asarray(weight, dtype=np.float64)
         if weights.shape != x.shape or not np.isfinite(weights).all() or (weights < 0).any():
@@ -104,7 +106,8 @@ class GammaGamma:
             )
         unit = float(weights @ mean) / total
         likelihood = _Likelihood(x, mean / unit, weights)
-        ends = [_descend(likelihood, np.log([p, q - 1, (q - 1) / p])) for p, q in STARTS]
+        with threadpool_limits(1):  # BLAS has little to do here, and its threads wait longer than they add
+            ends = [_descend(likelihood, np.log([p, q - 1, (q - 1) / p])) for p, q in STARTS]
         best, value = min(ends, key=lambda end: end[1])
         if not np.isfinite(value):
             raise CannotFit("the likelihood is not finite at any start; check that values share one currency")

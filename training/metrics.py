@@ -51,8 +51,12 @@ def roc_auc(y: NDArray[np.generic], score: NDArray[np.generic], weight: NDArray[
     """
     y, score = _checked(y, score)
     order = np.argsort(score, kind="stable")
-    w = np.ones(len(y)) if weight is None else np.asarray(weight, dtype=np.float64)[order]
+    w = _weights(y, weight)[order]
     return _auc_of_groups(y[order], w, _group_ends(score[order]))
+
+
+def _weights(y: Array, weight: NDArray[np.generic] | None) -> Array:
+    return np.ones(len(y)) if weight is None else np.asarray(weight, dtype=np.float64)
 
 
 def _group_ends(sorted_score: Array) -> NDArray[np.int64]:
@@ -70,7 +74,7 @@ def _auc_of_groups(y: Array, w: Array, ends: NDArray[np.int64]) -> float:
     return float((positive * below).sum() / (n_positive * n_negative))
 
 
-def pr_auc(y: NDArray[np.generic], score: NDArray[np.generic]) -> float:
+def pr_auc(y: NDArray[np.generic], score: NDArray[np.generic], weight: NDArray[np.generic] | None = None) -> float:
     """Average precision: the precision at each threshold, weighted by the recall it adds; NaN without positives.
 
     Examples
@@ -79,16 +83,17 @@ def pr_auc(y: NDArray[np.generic], score: NDArray[np.generic]) -> float:
     0.8333
     """
     y, score = _checked(y, score)
+    w = _weights(y, weight)
     order = np.argsort(-score, kind="stable")
     ends = _group_ends(-score[order])
-    hits = np.cumsum(y[order])[ends]
+    hits = np.cumsum((w * y)[order])[ends]
     if hits[-1] == 0:
         return float("nan")
-    precision = hits / (ends + 1)
+    precision = hits / np.cumsum(w[order])[ends]
     return float((np.diff(np.concatenate(([0.0], hits))) * precision).sum() / hits[-1])
 
 
-def brier(y: NDArray[np.generic], probability: NDArray[np.generic]) -> float:
+def brier(y: NDArray[np.generic], probability: NDArray[np.generic], weight: NDArray[np.generic] | None = None) -> float:
     """Mean squared distance of probability and outcome (Brier 1950); lower is better.
 
     Examples
@@ -97,7 +102,7 @@ def brier(y: NDArray[np.generic], probability: NDArray[np.generic]) -> float:
     0.15625
     """
     y, probability = _checked(y, probability)
-    return float(np.mean((probability - y) ** 2))
+    return float(np.average((probability - y) ** 2, weights=_weights(y, weight)))
 
 
 def log_losses(y: NDArray[np.generic], probability: NDArray[np.generic]) -> Array:
@@ -107,7 +112,12 @@ def log_losses(y: NDArray[np.generic], probability: NDArray[np.generic]) -> Arra
     return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 
 
-def expected_calibration_error(y: NDArray[np.generic], probability: NDArray[np.generic], bins: int = 10) -> float:
+def expected_calibration_error(
+    y: NDArray[np.generic],
+    probability: NDArray[np.generic],
+    bins: int = 10,
+    weight: NDArray[np.generic] | None = None,
+) -> float:
     """Mean distance between predicted and actual rate over ``bins`` bins of equal count (ECE).
 
     Examples
@@ -115,7 +125,9 @@ def expected_calibration_error(y: NDArray[np.generic], probability: NDArray[np.g
     >>> expected_calibration_error(np.array([0, 1, 1, 1]), np.array([0.25, 0.25, 0.75, 0.75]), bins=2)
     0.25
     """
-    return float(sum(d.rows * abs(d.predicted - d.actual) for d in deciles(y, probability, bins)) / len(y))
+    return float(
+        sum(d.rows * abs(d.predicted - d.actual) for d in deciles(y, probability, bins, weight)) / len(np.asarray(y))
+    )
 
 
 @dataclass(frozen=True)
@@ -127,17 +139,32 @@ class Decile:
     actual: float
 
 
-def deciles(y: NDArray[np.generic], probability: NDArray[np.generic], bins: int = 10) -> list[Decile]:
+def deciles(
+    y: NDArray[np.generic],
+    probability: NDArray[np.generic],
+    bins: int = 10,
+    weight: NDArray[np.generic] | None = None,
+) -> list[Decile]:
     """Predicted and actual rate in bins of equal count; fewer bins where there are fewer rows."""
     y, probability = _checked(y, probability)
+    w = _weights(y, weight)
     order = np.argsort(probability, kind="stable")
     return [
-        Decile(rows=len(part), predicted=float(probability[part].mean()), actual=float(y[part].mean()))
+        Decile(
+            rows=len(part),
+            predicted=float(np.average(probability[part], weights=w[part])),
+            actual=float(np.average(y[part], weights=w[part])),
+        )
         for part in np.array_split(order, min(bins, len(y)))
     ]
 
 
-def lift_at(y: NDArray[np.generic], score: NDArray[np.generic], share: float = 0.1) -> float:
+def lift_at(
+    y: NDArray[np.generic],
+    score: NDArray[np.generic],
+    share: float = 0.1,
+    weight: NDArray[np.generic] | None = None,
+) -> float:
     """Rate among the top ``share`` of scores over the rate of all; NaN without positives.
 
     Rows tied at the border count in proportion, so that the order of the rows does not matter.
@@ -145,15 +172,25 @@ def lift_at(y: NDArray[np.generic], score: NDArray[np.generic], share: float = 0
     y, score = _checked(y, score)
     if y.sum() == 0:
         return float("nan")
-    top = max(1.0, share * len(y))
-    border = np.sort(score)[::-1][int(np.ceil(top)) - 1]
+    w = _weights(y, weight)
+    top = max(1.0, share * w.sum())
+    order = np.argsort(-score, kind="stable")
+    border = score[order[min(int(np.searchsorted(np.cumsum(w[order]), top - 1e-9)), len(y) - 1)]]
     above, tied = score > border, score == border
-    hits = y[above].sum() + (top - above.sum()) * y[tied].mean()
-    return float(hits / top / y.mean())
+    hits = (w * y)[above].sum() + (top - w[above].sum()) * np.average(y[tied], weights=w[tied])
+    return float(hits / top / np.average(y, weights=w))
 
 
-def evaluate(y: NDArray[np.generic], probability: NDArray[np.generic]) -> dict[str, float]:
+def evaluate(
+    y: NDArray[np.generic], probability: NDArray[np.generic], weight: NDArray[np.generic] | None = None
+) -> dict[str, float]:
     """Every figure shown for a model on one set of rows.
+
+    Parameters
+    ----------
+    y, probability : ndarray, shape (n,)
+    weight : ndarray, shape (n,), optional
+        How many contacts each row stands for.
 
     Returns
     -------
@@ -162,17 +199,18 @@ def evaluate(y: NDArray[np.generic], probability: NDArray[np.generic]) -> dict[s
         ``predicted_over_actual`` (total predicted over total actual), ``lift_10``, ``base_rate``, ``rows``.
     """
     y, probability = _checked(y, probability)
-    base = float(y.mean())
+    w = _weights(y, weight)
+    base = float(np.average(y, weights=w))
     spread = base * (1 - base)
     return {
-        "roc_auc": roc_auc(y, probability),
-        "pr_auc": pr_auc(y, probability),
-        "brier": brier(y, probability),
-        "brier_skill": 1 - brier(y, probability) / spread if spread > 0 else float("nan"),
-        "log_loss": float(log_losses(y, probability).mean()),
-        "ece": expected_calibration_error(y, probability),
-        "predicted_over_actual": float(probability.sum() / y.sum()) if y.sum() else float("nan"),
-        "lift_10": lift_at(y, probability),
+        "roc_auc": roc_auc(y, probability, w),
+        "pr_auc": pr_auc(y, probability, w),
+        "brier": brier(y, probability, w),
+        "brier_skill": 1 - brier(y, probability, w) / spread if spread > 0 else float("nan"),
+        "log_loss": float(np.average(log_losses(y, probability), weights=w)),
+        "ece": expected_calibration_error(y, probability, weight=w),
+        "predicted_over_actual": float((w @ probability) / (w @ y)) if y.any() else float("nan"),
+        "lift_10": lift_at(y, probability, weight=w),
         "base_rate": base,
         "rows": float(len(y)),
     }
@@ -246,3 +284,28 @@ def paired_difference(values: Array, contact_key: NDArray[np.int64]) -> Differen
     if n_clusters < 2:
         return Difference(mean, float("inf"))
     return Difference(mean, float(np.sqrt((sums**2).sum() * n_clusters / (n_clusters - 1)) / len(values)))
+
+
+def bootstrap_mean(
+    values: Array,
+    contact_key: NDArray[np.int64],
+    *,
+    rng: np.random.Generator,
+    replicates: int = 1000,
+    level: float = 0.9,
+) -> tuple[float, float]:
+    """Percentile interval of the mean of row-wise ``values`` when whole contacts are drawn again.
+
+    Examples
+    --------
+    >>> bootstrap_mean(np.ones(50), np.arange(50), rng=np.random.default_rng(0))
+    (1.0, 1.0)
+    """
+    _, cluster = np.unique(contact_key, return_inverse=True)
+    sums, rows = np.bincount(cluster, weights=values), np.bincount(cluster)
+    means = np.empty(replicates)
+    for i in range(replicates):
+        drawn = rng.integers(0, len(sums), len(sums))
+        means[i] = sums[drawn].sum() / rows[drawn].sum()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sqlalchemy.orm import Session
 
 from features.checks import sample_vectors
 from features.labels import CHURN, CHURN_HORIZON_BOUNDS, CONVERSION, churn_horizon_days
@@ -21,11 +22,13 @@ from features.offline import historical_features
 from features.tables import from_micros, to_micros
 from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS
 from training import churn, conversion, registry, send_hour, training_sets
+from training.calibration import Calibration
 from training.datasets import (
     DAY_MICROS,
     Array,
     Definition,
     LogSpan,
+    TrainingSet,
     burn_in_micros,
     checksum,
     closed_sends,
@@ -34,16 +37,22 @@ from training.datasets import (
     training_set,
     vectors_of,
 )
-from training.ladder import Judged, NotEnoughData, check_enough, fit_calibrated, judge
-from training.metrics import evaluate, log_losses, paired_difference
+from training.history import longest_horizon_days
+from training.ladder import NotEnoughData, check_enough
+from training.leaks import leak
+from training.metrics import bootstrap_mean, evaluate, log_losses, paired_difference
+from training.report import metrics_of, write_report
 from training.send_hour import FittedHours, Sends, Slice
-from training.serving import BrokenModel, ModelCard, ServedOutcome, load_model, write_model
+from training.serving import BrokenModel, ModelCard, Population, ServedOutcome, load_model, write_model
+from training.study import ANCHOR_DAYS, Judgement, Study, is_about_orders, judged_cutoffs
 
 logger = logging.getLogger(__name__)
 
 MODELS = (churn.NAME, conversion.NAME, send_hour.NAME)
-#: A challenger may be worse than the champion by this many standard errors and still count as equal.
-NOISE_Z = 1.64
+#: Cut-offs at which a version is judged, at most.
+JUDGED_CUTOFFS = 3
+#: Who can be asked where no never-buyer was learned from.
+BUYERS = Population(alternatives=((("orders_ever", 1, None),),), says="contacts who have ordered")
 #: What a version was trained on, beside its files.
 TRAINING_SET_FILE = "training_set.json"
 #: Sends by which the send hour's strengths are tuned, and by which its rung is judged, start at these shares of time.
@@ -85,13 +94,15 @@ def train(
     horizon_days: int | None = None,
     seed: int = 0,
     n_jobs: int = 1,
+    definition: Definition | None = None,
+    session: Session | None = None,
 ) -> TrainedVersion:
     """A version of ``name`` trained on what was known at ``as_of``: logged, registered, promoted if it passes the gate.
 
     Parameters
     ----------
     name : str
-        ``churn``, ``conversion`` or ``send_hour``.
+        ``churn``, ``conversion`` or ``send_hour``, or whatever ``definition`` is of.
     lake : Lake
     as_of : datetime
         Aware; outcomes after it are not looked at.
@@ -105,15 +116,21 @@ def train(
         The same log, ``as_of`` and seed give the same model.
     n_jobs : int
         Buckets worked on at a time.
+    definition : Definition, optional
+        Of a declared outcome (`training.outcomes`); its horizon is taken as it is.
+    session : Session, optional
+        For the lock of the lake's store, under which the training set is saved; see `Store.exclusive`.
 
     Raises
     ------
     NotEnoughData
         With counts and remedy.
+    ValueError
+        If a single feature tells the outcome apart: it leaks.
     LookupError
         If there is no model of that name or no event in the lake.
     """
-    if name not in MODELS:
+    if name not in MODELS and definition is None:
         raise LookupError(f"no model is called {name!r}; choose one of {', '.join(MODELS)}")
     until = to_micros(as_of)
     with tempfile.TemporaryDirectory(prefix="kairos-train-") as scratch:
@@ -121,7 +138,9 @@ def train(
         if name == send_hour.NAME:
             trained = _train_hours(lake, until, folder, n_jobs)
         else:
-            trained = _train_outcome(name, lake, until, folder, horizon_days, seed, n_jobs, tracking_uri)
+            trained = _train_outcome(
+                name, lake, until, folder, horizon_days, seed, n_jobs, tracking_uri, definition, session
+            )
         card, gate, manifest = trained
         registered = registry.log_and_register(
             folder,
@@ -165,7 +184,6 @@ def define(name: str, span: LogSpan, until: int, horizon_days: int | None) -> tu
         If the history is shorter than two horizons and the burn-in.
     """
     history = until - span.first
-    longest = (history - burn_in_micros(history)) // (2 * DAY_MICROS)
     note = ""
     if name == conversion.NAME:
         horizon = horizon_days or conversion.HORIZON_DAYS
@@ -176,15 +194,27 @@ def define(name: str, span: LogSpan, until: int, horizon_days: int | None) -> tu
         if horizon_days is None and bearable < horizon:
             note = f"; three usual gaps are {horizon} days, a history of {history // DAY_MICROS} days bears {bearable}"
             horizon = int(bearable)
-    if horizon < 1 or horizon > longest:
-        raise NotEnoughData(
-            f"{name} over {horizon} days cannot be judged on {history // DAY_MICROS} days of history: it takes two "
-            f"horizons and a burn-in; import a longer history or pass --horizon-days of at most {max(longest, 0)}"
-        )
+    check_history(name, horizon, history)
     if name == conversion.NAME:
         says = f"an order in the next {horizon} days"
         return Definition(CONVERSION, conversion.POPULATION, horizon, says), note
     return Definition(CHURN, churn.population(horizon), horizon, f"no order in the next {horizon} days"), note
+
+
+def check_history(name: str, horizon_days: int, history_micros: int) -> None:
+    """Refuse a horizon that the history is too short to judge.
+
+    Raises
+    ------
+    NotEnoughData
+        With the days there are and the days there could be.
+    """
+    longest = longest_horizon_days(history_micros)
+    if horizon_days < 1 or horizon_days > longest:
+        raise NotEnoughData(
+            f"{name} over {horizon_days} days cannot be judged on {history_micros // DAY_MICROS} days of history: it "
+            f"takes two horizons and a burn-in; import a longer history or pass --horizon-days of at most {longest}"
+        )
 
 
 def _train_outcome(
@@ -196,46 +226,138 @@ def _train_outcome(
     seed: int,
     n_jobs: int,
     tracking_uri: str,
+    definition: Definition | None,
+    session: Session | None,
 ) -> Trained:
     seq = lake.watermark  # what the log takes up meanwhile is not learned from
     span = log_span(lake, until, n_jobs, seq=seq)
-    outcome, note = define(name, span, until, horizon_days)
-    cutoff = until - outcome.horizon_days * DAY_MICROS
-    instants = snapshot_instants(cutoff, span.first, outcome.horizon_days)
-    data = training_set(lake, DEFAULT_VIEWS, outcome, instants, n_jobs, seq=seq)
-    check_enough(data, name)
-    judged = judge(data, cutoff, outcome.horizon_days, seed)
-    fitted = fit_calibrated(judged.rung, data, outcome.horizon_days, seed)
+    if definition is None:
+        asked, note = define(name, span, until, horizon_days)
+    else:
+        asked, note = definition, ""
+        check_history(name, asked.horizon_days, until - span.first)
+    study = make_study(lake, asked, until, span.first, seed=seed, n_jobs=n_jobs, seq=seq)
+    check_enough(study.told, name)
+    leaked = leak(study.told)
+    if leaked is not None:
+        raise ValueError(f"{name} is not trained: {leaked}")
+    champion = _serving_outcome(name, tracking_uri)
+    judged = judge(study, None if champion is None else champion.rung)
+    fitted = study.fit(until)
+    has_bought = None if fitted.leads is not None or fitted.curve is None else BUYERS
     card = ModelCard(
         name=name,
         kind="outcome",
-        rung=judged.rung,
-        reason=judged.reason + note,
+        rung=fitted.choice.rung,
+        reason=fitted.choice.reason + note,
         view_set=DEFAULT_VIEWS.name,
         view_set_version=DEFAULT_VIEWS.version,
-        horizon_days=outcome.horizon_days,
-        outcome=outcome.says,
+        horizon_days=asked.horizon_days,
+        outcome=asked.says,
         as_of=from_micros(until).isoformat(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        metrics={**judged.metrics, "horizon_days": float(outcome.horizon_days)},
-        population=outcome.population,
+        metrics={**metrics_of(judged, seed=seed), "horizon_days": float(asked.horizon_days)},
+        population=asked.population if has_bought is None else asked.population.within(has_bought),
+        happens=asked.outcome.positive == "some",
+        anchor_days=None if fitted.curve is None else fitted.curve.anchor_days,
+        leads_rung=None if fitted.leads is None else fitted.leads.rung,
+        leads_reason=None if fitted.leads is None else fitted.leads.reason,
     )
-    today = sample_vectors(lake, DEFAULT_VIEWS, until, lambda X: outcome.population.contains(X, DEFAULT_VIEWS.names))
-    write_model(folder, card, DEFAULT_VIEWS, fitted.estimator, fitted.calibration, data.X, today)
-    manifest = training_sets.save(lake, name, data, saved_at=datetime.now(UTC))
+    today = sample_vectors(lake, DEFAULT_VIEWS, until, lambda X: asked.population.contains(X, DEFAULT_VIEWS.names))
+    write_report(folder / "report", card, judged)
+    manifest = training_sets.save(lake, name, study.learned, saved_at=datetime.now(UTC), session=session)
     (folder / TRAINING_SET_FILE).write_text(json.dumps(manifest, indent=1))
-    champion = _serving_outcome(name, tracking_uri)
+    write_model(folder, card, DEFAULT_VIEWS, fitted.estimator, Calibration(), study.learned.X, today, fitted.curve)
+    newest = judged[0]
     theirs = None
     if champion is not None and champion.view_set.version != DEFAULT_VIEWS.version:
-        spine = pd.DataFrame({"contact_key": judged.rows.contact_key, "as_of": judged.rows.as_of})
+        spine = pd.DataFrame({"contact_key": newest.rows.contact_key, "as_of": newest.rows.as_of})
         theirs = historical_features(lake, spine, champion.view_set, n_jobs, seq=seq).X
-    gate = gate_outcome(judged, champion, cutoff, theirs)
+    gate = gate_outcome(newest, champion, theirs, seed=seed)
     tags = {key: str(manifest[key]) for key in ("view_set", "watermark", "rows", "contacts_share", "checksum")}
+    instants = study.learned.manifest["instants"]
     tags |= {
         "training_set": manifest["folder"],
         "instants": f"{len(instants)} from {from_micros(instants[0]).isoformat()}",
     }
     return card, gate, tags
+
+
+def make_study(
+    lake: Lake,
+    asked: Definition,
+    until: int,
+    first_event: int,
+    *,
+    seed: int = 0,
+    n_jobs: int = 1,
+    seq: int | None = None,
+) -> Study:
+    """What it takes to learn ``asked`` by ``until`` and to judge it at earlier cut-offs.
+
+    Outcomes about orders are learned over at most 30 days by every contact, whatever is asked of whom; the rows that
+    judge are the question's own.
+    """
+    anchor = min(ANCHOR_DAYS, asked.horizon_days) if is_about_orders(asked) else asked.horizon_days
+    grid = snapshot_instants(until - anchor * DAY_MICROS, first_event, anchor)
+    if not grid:
+        raise NotEnoughData(
+            f"{asked.outcome.name} over {asked.horizon_days} days has no closed window in the history; import a longer "
+            "one or choose a shorter --horizon-days"
+        )
+    learned, told = _rows(lake, asked, anchor, grid, [t for t in grid if t + _micros(asked) <= until], n_jobs, seq)
+    today = None
+    if is_about_orders(asked):
+        today = sample_vectors(
+            lake, DEFAULT_VIEWS, until, lambda X: conversion.POPULATION.contains(X, DEFAULT_VIEWS.names)
+        )
+    return Study(asked, learned, told, anchor, until, DEFAULT_VIEWS, seed, today)
+
+
+def _rows(
+    lake: Lake, asked: Definition, anchor: int, grid: Sequence[int], closed: Sequence[int], n_jobs: int, seq: int | None
+) -> tuple[TrainingSet, TrainingSet]:
+    """The rows that are learned from, and those that judge."""
+    if not is_about_orders(asked):
+        rows = training_set(lake, DEFAULT_VIEWS, asked, grid, n_jobs, seq=seq)
+        return rows, rows
+    orders = Definition(CONVERSION, conversion.POPULATION, anchor, f"an order in the next {anchor} days")
+    learned = training_set(lake, DEFAULT_VIEWS, orders, grid, n_jobs, seq=seq)
+    if (asked.horizon_days, asked.population, asked.outcome.positive) == (anchor, conversion.POPULATION, "some"):
+        return learned, learned
+    if not closed:
+        raise NotEnoughData(
+            f"{asked.outcome.name} over {asked.horizon_days} days has no closed window in the history; import a longer "
+            "one or choose a shorter --horizon-days"
+        )
+    return learned, training_set(lake, DEFAULT_VIEWS, asked, closed, n_jobs, seq=seq)
+
+
+def _micros(asked: Definition) -> int:
+    return asked.horizon_days * DAY_MICROS
+
+
+def judge(study: Study, recipe: str | None = None) -> list[Judgement]:
+    """The study's answers at its newest cut-offs whose outcomes are told, at most three, newest first.
+
+    Raises
+    ------
+    NotEnoughData
+        If not even the newest can be judged.
+    """
+    cutoffs = judged_cutoffs(study, JUDGED_CUTOFFS)
+    if not cutoffs:
+        raise NotEnoughData(
+            f"no cut-off lies {study.asked.horizon_days} days before the end with rows to learn from before it; import "
+            "a longer history or choose a shorter --horizon-days"
+        )
+    judged = [study.judge(cutoffs[0], recipe)]
+    for cutoff in cutoffs[1:]:
+        try:
+            judged.append(study.judge(cutoff))
+        except NotEnoughData:  # the history begins here
+            break
+    return judged
 
 
 def _serving_outcome(name: str, tracking_uri: str) -> ServedOutcome | None:
@@ -248,29 +370,33 @@ def _serving_outcome(name: str, tracking_uri: str) -> ServedOutcome | None:
     return model if isinstance(model, ServedOutcome) else None
 
 
-def gate_outcome(judged: Judged, current: ServedOutcome | None, cutoff: int, X: Array | None = None) -> Gate:
-    """Not below the base rate, and not worse than the champion on the same rows by more than noise (log-loss).
+def gate_outcome(judged: Judgement, current: ServedOutcome | None, X: Array | None = None, *, seed: int = 0) -> Gate:
+    """Not below the base rate, and not worse than the champion on the same rows by more than chance explains.
 
-    A champion that was trained after the cut-off has seen these rows' outcomes. Then its recipe, its rung fitted on
-    what was known at the cut-off, stands in for it. ``X`` are the judged rows' vectors of the champion's view set,
-    where that is another than theirs.
+    Compared by log-loss, with a bootstrap over contacts of the paired differences. A champion that was trained after
+    the cut-off has seen these rows' outcomes. Then its recipe, its rung fitted on what was known at the cut-off, stands
+    in for it. ``X`` are the judged rows' vectors of the champion's view set, where that is another than theirs.
     """
     rows = judged.rows
     losses = {name: log_losses(rows.y, p) for name, p in judged.probabilities.items()}
     over_base = paired_difference(losses["base_rate"] - losses["served"], rows.contact_key)
-    if over_base.mean <= 0:
+    if over_base.mean <= 0 and judged.choice.rung != "base_rates":
         return Gate(False, f"below the base rate (log-loss gain {over_base.mean:+.4f} on {len(rows)} contacts)")
     if current is None:
-        return Gate(True, f"first version; beats the base rate (log-loss gain {over_base.mean:+.4f})")
-    if to_micros(datetime.fromisoformat(current.card.as_of)) <= cutoff:
+        return Gate(True, f"first version; log-loss {over_base.mean:+.4f} better than the base rate")
+    if to_micros(datetime.fromisoformat(current.card.as_of)) <= judged.cutoff:
         stands, theirs = f"version {current.version}", log_losses(rows.y, current.predict(rows.X if X is None else X))
+    elif "recipe" in losses:
+        stands, theirs = f"version {current.version}'s recipe ({current.rung})", losses["recipe"]
     else:
-        stands, theirs = f"version {current.version}'s recipe ({current.rung})", losses[current.rung]
-    difference = paired_difference(losses["served"] - theirs, rows.contact_key)
-    passed = difference.mean <= NOISE_Z * difference.standard_error
-    word = "not worse than" if passed else "worse than"
+        return Gate(True, f"version {current.version} cannot be asked about these {len(rows)} contacts any more")
+    worse = losses["served"] - theirs
+    low, high = bootstrap_mean(worse, rows.contact_key, rng=np.random.default_rng(seed))
+    word = "not worse than" if low <= 0 else "worse than"
     return Gate(
-        passed, f"{word} {stands} on {len(rows)} contacts (log-loss {difference.mean:+.4f}, z {difference.z:+.1f})"
+        low <= 0,
+        f"{word} {stands} on {len(rows)} contacts (log-loss {worse.mean():+.4f}, 90 % interval {low:+.4f} to "
+        f"{high:+.4f})",
     )
 
 
@@ -358,8 +484,8 @@ def backtest(
     Returns
     -------
     DataFrame
-        One row per cut-off and model (``served``, each rung, ``recency``, ``orders``, ``base_rate``) with the figures
-        of ``training.metrics.evaluate``; ``rung`` and ``reason`` say what served.
+        One row per cut-off and model (``served``, ``recency``, ``orders``, ``logistic``, ``bgnbd``, ``base_rate``) with
+        the figures of ``training.metrics.evaluate``; ``rung`` and ``reason`` say what served.
 
     Raises
     ------
@@ -372,17 +498,18 @@ def backtest(
             f"a backtest takes churn or conversion and at least one cut-off, not {name!r} and {len(moments)}"
         )
     span = log_span(lake, moments[-1], n_jobs)
-    outcome, _ = define(name, span, moments[0] + (horizon_days or 1) * DAY_MICROS, horizon_days)
-    horizon = outcome.horizon_days
-    grids = {cutoff: snapshot_instants(cutoff, span.first, horizon) for cutoff in moments}
-    data = training_set(lake, DEFAULT_VIEWS, outcome, sorted({t for grid in grids.values() for t in grid}), n_jobs)
+    asked, _ = define(name, span, moments[0] + (horizon_days or 1) * DAY_MICROS, horizon_days)
+    anchor = min(ANCHOR_DAYS, asked.horizon_days)
+    grids = {cutoff: snapshot_instants(cutoff, span.first, anchor) for cutoff in moments}
+    every = sorted({t for grid in grids.values() for t in grid})
+    learned, told = _rows(lake, asked, anchor, every, every, n_jobs, None)
     tables = []
     for cutoff, grid in grids.items():
-        judged = judge(data.rows(np.isin(data.as_of, grid)), cutoff, horizon, seed)
+        rows, judges = (of.rows(np.isin(of.as_of, grid)) for of in (learned, told))
+        judged = Study(asked, rows, judges, anchor, cutoff, DEFAULT_VIEWS, seed).judge(cutoff)
         for model, probability in judged.probabilities.items():
             figures = evaluate(judged.rows.y, probability)
-            said = (
-                {"rung": judged.rung, "reason": judged.reason} if model == "served" else {"rung": model, "reason": ""}
-            )
+            served = {"rung": judged.choice.rung, "reason": judged.choice.reason}
+            said = served if model == "served" else {"rung": model, "reason": ""}
             tables.append({"cutoff": from_micros(cutoff), "model": model, **said, **figures})
     return pd.DataFrame(tables)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from features.lake import Lake
 from features.offline import map_buckets
 from features.tables import to_micros
+from training.fallback import fallback_of
 from training.serving import ServedHours, ServedModel
 
 Array = NDArray[np.float64]
-Part = tuple[NDArray[np.int64], Array, list[dict[str, Any]]]
+Part = tuple[NDArray[np.int64], Array, Array, list[dict[str, Any]]]
 
 #: Contacts whose vectors are computed at once.
 CHUNK = 50_000
@@ -32,6 +33,8 @@ class Scores:
     percentile: Array
     #: For ``send_hour`` a dict each: best_local_hour (None without an hour effect) and level; else None.
     detail: list[dict[str, Any]] | None = None
+    #: What the rung below says of the same contacts, to be compared once outcomes are known; None if there is none.
+    fallback: Array | None = None
 
     def __len__(self) -> int:
         return len(self.contact_key)
@@ -53,11 +56,13 @@ def score(lake: Lake, model: ServedModel, as_of: datetime, n_jobs: int = 1) -> S
     keys = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, dtype=np.int64)
     probability = np.concatenate([part[1] for part in parts]) if parts else np.empty(0)
     order = np.argsort(keys, kind="stable")
-    detail = None
+    detail = fallback = None
     if isinstance(model, ServedHours):
-        together = [one for part in parts for one in part[2]]
+        together = [one for part in parts for one in part[3]]
         detail = [together[i] for i in order]
-    return Scores(keys[order], probability[order], percentile_ranks(probability[order]), detail)
+    elif fallback_of(model) is not None:
+        fallback = np.concatenate([part[2] for part in parts])[order]
+    return Scores(keys[order], probability[order], percentile_ranks(probability[order]), detail, fallback)
 
 
 def percentile_ranks(values: Array) -> Array:
@@ -83,6 +88,7 @@ class _ScoresOfBucket:
         known = (columns.occurred_at < self.as_of) & (columns.received_at <= self.as_of)
         contacts = np.unique(columns.contact_key[known])
         keys, probabilities, details = [contacts[:0]], [np.empty(0)], []
+        below, by_fallback = fallback_of(self.model), [np.empty(0)]
         for start in range(0, len(contacts), CHUNK):
             chunk = contacts[start : start + CHUNK]
             X = sweep(columns, chunk, np.full(len(chunk), self.as_of, dtype=np.int64), self.model.view_set)
@@ -96,4 +102,6 @@ class _ScoresOfBucket:
                 details += [{"best_local_hour": b, "level": level} for b, level in zip(best, levels, strict=True)]
             else:
                 probabilities.append(self.model.predict(X[asked]))
-        return np.concatenate(keys), np.concatenate(probabilities), details
+                if below is not None:
+                    by_fallback.append(below.predict(X[asked]))
+        return np.concatenate(keys), np.concatenate(probabilities), np.concatenate(by_fallback), details

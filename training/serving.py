@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from features.checks import Reference, reference_of
 from features.views import VIEW_SETS, ViewSet
 from training.calibration import Calibration
-from training.estimators import RUNGS, Estimator
+from training.estimators import Estimator
 from training.explain import Reason, reasons
+from training.fallback import fallen_back
+from training.order_curve import OrderCurve
+from training.rungs import ByHistory, load_estimator
 from training.send_hour import SendHourModel
 
 Array = NDArray[np.float64]
@@ -32,6 +35,12 @@ GOLDEN_ROWS = 8
 GOLDEN_TOLERANCE = 1e-9
 MODEL_FILE, VIEWS_FILE, CALIBRATION_FILE = "model.json", "view_set.json", "calibration.json"
 GOLDEN_FILE, CHECKSUMS_FILE, REFERENCE_FILE = "golden.json", "checksums.json", "reference.json"
+
+
+#: Days over which the chance of an order is told beside a model's own horizon.
+HORIZONS = (7, 14, 30, 90)
+#: By which the date of the next order is told.
+NEXT_ORDER_QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
 
 
 class BrokenModel(ValueError):
@@ -63,6 +72,11 @@ class Population:
                 meets &= values <= (np.inf if most is None else most)
             inside |= meets
         return inside
+
+    def within(self, other: Population) -> Population:
+        """Those of this population who belong to ``other`` too."""
+        both = tuple((*own, *theirs) for own in self.alternatives for theirs in other.alternatives)
+        return Population(both, f"{self.says}; of them {other.says}")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Population:
@@ -96,6 +110,13 @@ class ModelCard:
     created_at: str
     metrics: dict[str, float | None]
     population: Population = EVERYONE
+    #: Whether the outcome is that the event happens, or that it does not.
+    happens: bool = True
+    #: Days of the log-odds that the estimator gives, where every horizon follows from them; None where it is the own.
+    anchor_days: int | None = None
+    #: Rung and reason for never-buyers, where they are answered apart.
+    leads_rung: str | None = None
+    leads_reason: str | None = None
     version: int = 0
     format: int = FORMAT
 
@@ -184,14 +205,69 @@ class ServedOutcome(_Served):
     estimator: Estimator
     calibration: Calibration
     reference: Reference | None = None
+    #: Behind outcomes about orders: from the estimator's log-odds of an order within ``anchor_days`` to any horizon.
+    orders: OrderCurve | None = None
 
     def predict(self, X: Array) -> Array:
         """Probability of the outcome, shape (n,)."""
-        return self.calibration.apply(self.estimator.log_odds(self._checked(X)))
+        X = self._checked(X)
+        log_odds = self.estimator.log_odds(X)
+        if self.orders is None:
+            return self.calibration.apply(log_odds)
+        hazard = self.orders.hazard(X, log_odds, float(self.card.horizon_days or self.orders.anchor_days))
+        return np.asarray(-np.expm1(-hazard) if self.card.happens else np.exp(-hazard))
+
+    def rungs(self, X: Array) -> list[str]:
+        """Which rung answers for each row."""
+        X = self._checked(X)
+        return self.estimator.rungs(X) if isinstance(self.estimator, ByHistory) else [self.rung] * len(X)
+
+    def rung_reasons(self, X: Array) -> list[str]:
+        """Why that rung, for each row."""
+        X = self._checked(X)
+        if not isinstance(self.estimator, ByHistory) or self.card.leads_reason is None:
+            return [self.card.reason] * len(X)
+        return [self.card.reason if bought else self.card.leads_reason for bought in self.estimator.has_bought(X)]
+
+    def outlook(self, X: Array, horizons: Sequence[int] = HORIZONS) -> list[dict[str, Any]] | None:
+        """What each contact is expected to order; None for outcomes that are not about orders.
+
+        Returns
+        -------
+        list of dict
+            ``order_within_days`` (probability by horizon, rising with it), ``next_order_days`` (``median`` and the
+            ends of the 80 % interval, ``low`` and ``high``; None where later than ten years, or never),
+            ``expected_orders`` (days with an order) and ``expected_value_minor`` within the model's horizon,
+            ``expected_value_365d_minor`` (None where order values are not known).
+        """
+        if self.orders is None:
+            return None
+        X = self._checked(X)
+        z, curve = self.estimator.log_odds(X), self.orders
+        own = int(self.card.horizon_days or curve.anchor_days)
+        within = {h: curve.probability(X, z, h) for h in sorted({*horizons, own})}
+        dates = {name: curve.next_order_days(X, z, q) for name, q in NEXT_ORDER_QUANTILES.items()}
+        amounts = {
+            "expected_orders": curve.expected_orders(X, z, own),
+            "expected_value_minor": curve.expected_value(X, z, own),
+            "expected_value_365d_minor": curve.expected_value(X, z, 365),
+        }
+
+        def told(value: float) -> float | None:
+            return round(value, 4) if math.isfinite(value) else None
+
+        return [
+            {
+                "order_within_days": {str(h): float(p[i]) for h, p in within.items()},
+                "next_order_days": {name: told(float(days[i])) for name, days in dates.items()},
+                **{name: told(float(amount[i])) for name, amount in amounts.items()},
+            }
+            for i in range(len(X))
+        ]
 
     def reasons(self, X: Array) -> list[list[Reason]]:
         """Up to three reasons up and three down for each row."""
-        return reasons(self.estimator, self._checked(X), self.view_set)
+        return reasons(self.estimator, self._checked(X), self.view_set, 1.0 if self.card.happens else -1.0)
 
 
 @dataclass(frozen=True)
@@ -235,6 +311,7 @@ def write_model(
     calibration: Calibration | None,
     X: Array,
     population: Array | None = None,
+    orders: OrderCurve | None = None,
 ) -> None:
     """Everything that serves a version, as plain files in ``folder``.
 
@@ -250,9 +327,13 @@ def write_model(
         Vectors of which a few become the golden rows.
     population : ndarray, shape (m, p), optional
         Vectors of the model's population on the day of training, from which later drift is told; default ``X``.
+    orders : OrderCurve, optional
+        For outcomes about orders.
     """
     folder.mkdir(parents=True, exist_ok=True)
     learned.save(folder)
+    if orders is not None:
+        orders.save(folder)
     (folder / MODEL_FILE).write_text(_dumped(asdict(card)))
     (folder / VIEWS_FILE).write_text(
         _dumped(
@@ -361,7 +442,7 @@ def _assemble(folder: Path, card: ModelCard, views: ViewSet) -> ServedOutcome | 
     if card.kind == "send_hour":
         return ServedHours(card, views, SendHourModel.load(folder), _reference(folder))
     calibration = Calibration(**json.loads((folder / CALIBRATION_FILE).read_text()))
-    return ServedOutcome(card, views, RUNGS[card.rung].load(folder), calibration, _reference(folder))
+    return ServedOutcome(card, views, load_estimator(folder), calibration, _reference(folder), OrderCurve.load(folder))
 
 
 def _reference(folder: Path) -> Reference | None:
@@ -389,8 +470,22 @@ def _sha256(path: Path) -> str:
 
 
 def _write_checksums(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS_FILE)
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(name for name in files if name != CHECKSUMS_FILE)
     (folder / CHECKSUMS_FILE).write_text(_dumped({name: _sha256(folder / name) for name in names}))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which version of a model should serve, and what to do if it cannot."""
+
+    version: int
+    folder: str
+    #: What served before: it answers while the files of ``version`` are missing or altered.
+    previous_version: int | None = None
+    previous_folder: str | None = None
+    #: Why the version has to answer with its lower rung; None while it need not.
+    fell_back: str | None = None
 
 
 @dataclass
@@ -398,14 +493,15 @@ class Serving:
     """The champions in memory, by name.
 
     ``refresh`` compares what is loaded with what should serve and loads the difference in a background thread; a
-    request keeps the model it took. A version that does not load leaves the one before it in place and is tried again
-    only when the wanted version changes or a minute has passed.
+    request keeps the model it took. A version that does not load leaves the one before it in place (at the start of a
+    process: the previous one is loaded) and is tried again only when the wanted version changes or a minute has passed.
     """
 
     retry_seconds: float = 60.0
     _models: dict[str, ServedOutcome | ServedHours] = field(default_factory=dict)
-    _places: dict[str, tuple[int, str]] = field(default_factory=dict)
-    _failed: dict[str, tuple[int, str, datetime]] = field(default_factory=dict)
+    _places: dict[str, Wanted] = field(default_factory=dict)
+    _failed: dict[str, tuple[Wanted, datetime]] = field(default_factory=dict)
+    _why: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _loading: threading.Thread | None = None
 
@@ -418,7 +514,14 @@ class Serving:
         """Loaded version of each model."""
         return {name: model.version for name, model in dict(self._models).items()}
 
-    def refresh(self, wanted: Mapping[str, tuple[int, str | Path]], *, now: datetime, wait: bool = False) -> None:
+    @property
+    def why(self) -> dict[str, str]:
+        """By name, why something else answers than the wanted version as it was trained; empty if all is well."""
+        return dict(self._why)
+
+    def refresh(
+        self, wanted: Mapping[str, Wanted | tuple[int, str | Path]], *, now: datetime, wait: bool = False
+    ) -> None:
         """Bring what is loaded to ``wanted``: for each name its version and folder.
 
         Parameters
@@ -430,10 +533,14 @@ class Serving:
         wait : bool
             Return when all is loaded, instead of at once.
         """
-        places = {name: (int(version), str(folder)) for name, (version, folder) in wanted.items()}
+        places = {
+            name: place if isinstance(place, Wanted) else Wanted(int(place[0]), str(place[1]))
+            for name, place in wanted.items()
+        }
         with self._lock:
-            for name in [name for name in self._models if name not in places]:
-                del self._models[name], self._places[name]
+            for name in {*self._models, *self._why} - places.keys():
+                for known in (self._models, self._places, self._why):
+                    known.pop(name, None)
             due = {name: place for name, place in places.items() if self._is_due(name, place, now)}
             thread = self._loading
             if due and (thread is None or not thread.is_alive()):
@@ -443,37 +550,57 @@ class Serving:
         if wait and thread is not None:
             thread.join()
 
-    def _is_due(self, name: str, place: tuple[int, str], now: datetime) -> bool:
+    def _is_due(self, name: str, place: Wanted, now: datetime) -> bool:
         if self._places.get(name) == place:
             return False
         failed = self._failed.get(name)
-        return failed is None or failed[:2] != place or (now - failed[2]).total_seconds() >= self.retry_seconds
+        return failed is None or failed[0] != place or (now - failed[1]).total_seconds() >= self.retry_seconds
 
-    def _load(self, due: Mapping[str, tuple[int, str]], now: datetime) -> None:
-        for name, (version, folder) in due.items():
+    def _load(self, due: Mapping[str, Wanted], now: datetime) -> None:
+        for name, place in due.items():
             try:
-                model = load_model(Path(folder))
-                if (model.name, model.version) != (name, version):
-                    raise BrokenModel(
-                        f"{folder} holds {model.name} {model.version}, not {name} {version}; promote it again"
-                    )
+                model = _load_as(name, place.version, place.folder)
             except Exception as error:  # whatever is wrong with the new files, the old model goes on serving
-                kept = self._models.get(name)
-                said = "none" if kept is None else f"version {kept.version}"
-                logger.exception(
-                    "%s version %d does not load, %s goes on serving: %s", name, version, said, error,
-                    extra={"action": "model_not_loaded", "model": name, "version": version},
-                )  # fmt: skip
-                with self._lock:
-                    self._failed[name] = (version, folder, now)
+                self._keep_going(name, place, now, error)
                 continue
+            if place.fell_back is not None and isinstance(model, ServedOutcome):
+                model = fallen_back(model, place.fell_back)
             with self._lock:
                 self._models[name] = model
-                self._places[name] = (version, folder)
+                self._places[name] = place
                 self._failed.pop(name, None)
+                self._why.pop(name, None)
+                if place.fell_back is not None:
+                    self._why[name] = place.fell_back
             logger.info(
-                "%s version %d serves",
+                "%s version %d serves (%s)",
                 name,
-                version,
-                extra={"action": "model_loaded", "model": name, "version": version},
+                place.version,
+                model.rung,
+                extra={"action": "model_loaded", "model": name, "version": place.version},
             )
+
+    def _keep_going(self, name: str, place: Wanted, now: datetime, error: Exception) -> None:
+        """What is loaded stays; at the start of a process, when nothing is, the previous version is loaded."""
+        kept = self._models.get(name)
+        if kept is None and place.previous_version is not None and place.previous_folder is not None:
+            try:
+                kept = _load_as(name, place.previous_version, place.previous_folder)
+            except Exception as its_error:
+                error = BrokenModel(f"{error}; nor does version {place.previous_version}: {its_error}")
+        said = "none serves" if kept is None else f"version {kept.version} goes on serving"
+        why = f"version {place.version} does not load, {said}: {error}"
+        logger.error("%s %s", name, why, exc_info=error,
+                     extra={"action": "model_not_loaded", "model": name, "version": place.version})  # fmt: skip
+        with self._lock:
+            if kept is not None:
+                self._models[name] = kept
+            self._failed[name] = (place, now)
+            self._why[name] = why
+
+
+def _load_as(name: str, version: int, folder: str) -> ServedOutcome | ServedHours:
+    model = load_model(Path(folder))
+    if (model.name, model.version) != (name, version):
+        raise BrokenModel(f"{folder} holds {model.name} {model.version}, not {name} {version}; promote it again")
+    return model

@@ -25,7 +25,7 @@ from features.labels import observed
 from features.lake import Lake
 from features.offline import map_buckets
 from features.snapshots import events_upto, read_checked
-from features.store import NotWritten, Store, StoredFile, StoreError, file_checksum
+from features.store import Store, StoredFile, StoreError, Unavailable, file_checksum
 from features.views import ViewSet
 from training.datasets import (
     Array,
@@ -191,8 +191,8 @@ def erase_from_training_sets(lake: Lake, contact_keys: Collection[int], *, sessi
             try:
                 manifest = _read_manifest(store, folder)
                 after = None if manifest is None else _without(store, manifest, gone, buckets)
-            except NotWritten:
-                raise  # the disk's fault, not the set's: it stays, and the erasure is tried again
+            except Unavailable:
+                raise  # the store's fault, not the set's: it stays, and the erasure is tried again
             except StoreError as error:
                 logger.warning(
                     "a training set is removed, because it cannot be read to erase a contact: %s", error,
@@ -201,6 +201,9 @@ def erase_from_training_sets(lake: Lake, contact_keys: Collection[int], *, sessi
                 manifest = after = None
             if manifest is None or after is None:  # nobody writes one now: it was broken off
                 _remove(store, folder)
+                continue
+            if after == manifest:  # an erasure that waits for something else is done again and again
+                _sweep(store, manifest)
                 continue
             _publish(store, after)
             erased += after["erased_rows"] - manifest["erased_rows"]
@@ -302,6 +305,12 @@ def _read(store: Store, folder: str, file: StoredFile) -> _Spine:
 def _publish(store: Store, manifest: Manifest) -> None:
     folder = manifest["folder"]
     store.write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+    _sweep(store, manifest)
+
+
+def _sweep(store: Store, manifest: Manifest) -> None:
+    """Files that it does not name are deleted: a writer that was killed left them."""
+    folder = manifest["folder"]
     named = {f"{folder}/{name}" for name in (MANIFEST, *(file["name"] for file in manifest["files"].values()))}
     for path in store.list(folder):
         if path not in named:

@@ -118,7 +118,7 @@ def read_contact(user_id: str, here: Installation = Depends(installation)) -> di
 
 @router.delete("/{user_id:path}", dependencies=WRITE, status_code=202)
 def erase_contact(user_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """Erase the contact: at once from the database; the worker takes it out of the files within its next rounds."""
+    """Erase the contact: at once from the database; the worker takes it out of the files, every 15 minutes."""
     erased = erase_contacts(here.database, here.settings, [user_id], now=here.clock.now())
     return {
         "user_id": user_id,
@@ -126,6 +126,7 @@ def erase_contact(user_id: str, here: Installation = Depends(installation)) -> d
         "sends_cancelled": erased.sends_cancelled,
         "sends_leaving": erased.sends_leaving,
         "pending": "files",
+        "note": "the contact is out of the database; the worker takes it out of the files, looking every 15 minutes",
     }
 
 

@@ -14,6 +14,7 @@ from features.events import NewEvent, append
 from features.tables import to_micros
 from features.vocabulary import ARM_SHOWN, REWARD_RECEIVED
 from service.api.installation import Installation, allow, as_problem, installation
+from service.erase import ERASED_OCCURRENCE
 from service.errors import NotFound
 from service.flow.decide import decide_for, replay
 from service.flow.ingest import minor_units
@@ -88,13 +89,17 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
 
 @router.get("/decisions/{decision_id}", dependencies=[Depends(allow("read"))])
 def read_decision(decision_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """A decision, and the same decision drawn again from what was stored."""
+    """A decision, and the same decision drawn again from what was stored.
+
+    ``replay`` is null, and ``replay_note`` says why, if the occasion that was drawn for went with an erased contact.
+    """
     with here.database.reading() as session:
         row = session.get(DecisionRow, decision_id)
         if row is None:
             raise NotFound(f"there is no decision {decision_id[:60]!r}")
         contact = session.get(ContactRow, row.contact_key)
-        again = replay(session, [decision_id])[0]
+        is_erased = row.occurrence.startswith(ERASED_OCCURRENCE)
+        again = None if is_erased else replay(session, [decision_id])[0]
         return {
             "decision_id": row.decision_id,
             "experiment": row.experiment_id,
@@ -109,7 +114,12 @@ def read_decision(decision_id: str, here: Installation = Depends(installation)) 
             "wave": row.wave,
             "reason": row.reason,
             "decided_at": row.decided_at,
-            "replay": {"arm": again.arm_id, "propensity": again.propensity, "is_equal": again.is_equal},
+            "replay": None
+            if again is None
+            else {"arm": again.arm_id, "propensity": again.propensity, "is_equal": again.is_equal},
+            "replay_note": "the contact was erased, and with it the occasion that the draw was made for"
+            if again is None
+            else None,
         }
 
 

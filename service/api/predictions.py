@@ -16,7 +16,7 @@ from features.contacts import find
 from service.api.installation import Installation, allow, installation
 from service.api.paging import Cursor, Limit, after, before, page, position
 from service.errors import Invalid, NotFound
-from service.flow.predict import MODELS, Predictions, predict
+from service.flow.predict import Predictions, known_models, predict
 from service.settings import Settings
 from service.tables import ContactRow, PredictionRow
 
@@ -32,26 +32,27 @@ class PredictionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     user_ids: list[str] = Field(min_length=1, max_length=MAX_LIVE)
-    models: list[str] = Field(default=list(MODELS), min_length=1)
+    models: list[str] | None = Field(None, min_length=1, description="By name; every model that serves by default.")
 
 
 @router.post("")
 def predict_live(asked: PredictionRequest, here: Installation = Depends(installation)) -> dict[str, Any]:
     """Live predictions of up to 1,000 contacts; null with a why where nothing can be said."""
-    for name in asked.models:
-        if name not in MODELS:
-            raise Invalid(f"there is no model {name!r}; choose from {', '.join(MODELS)}")
+    known = known_models(here.serving)
+    for name in asked.models or ():
+        if name not in known:
+            raise Invalid(f"there is no model {name[:60]!r}; choose from {', '.join(known)}")
     user_ids = list(dict.fromkeys(asked.user_ids))
     now = here.clock.now()
     with here.database.reading() as session:
         found = find(session, user_ids)
         missing = [user_id for user_id in user_ids if user_id not in found]
-        known = [user_id for user_id in user_ids if user_id in found]
-        if not known:
+        present = [user_id for user_id in user_ids if user_id in found]
+        if not present:
             raise NotFound(f"there is no contact {missing[0][:80]!r}; send an identify or track call for it first")
         predictions = predict(
             session,
-            [found[user_id] for user_id in known],
+            [found[user_id] for user_id in present],
             here.serving,
             as_of=now,
             models=asked.models,
@@ -59,14 +60,14 @@ def predict_live(asked: PredictionRequest, here: Installation = Depends(installa
             record=here.vectors.record,
         )
         return {
-            "predictions": shown_predictions(session, predictions, known, here.settings),
+            "predictions": shown_predictions(session, predictions, present, here.settings),
             "unknown": missing,
         }
 
 
 @router.get("")
 def list_predictions(
-    model: str = Query(max_length=60, description="churn, conversion or send_hour."),
+    model: str = Query(max_length=60, description="churn, conversion, send_hour, or a declared outcome."),
     minimum: Annotated[float, Query(alias="min", ge=0, le=1)] = 0.0,
     maximum: Annotated[float, Query(alias="max", ge=0, le=1)] = 1.0,
     sort: Literal["-probability", "probability"] = "-probability",
@@ -137,8 +138,11 @@ def shown_predictions(
             one[name] = {
                 "probability": float(scored.probability[i]),
                 "percentile": None if math.isnan(scored.percentile[i]) else float(scored.percentile[i]),
-                "rung": scored.rung,
+                "rung": scored.rungs[i],
+                "rung_reason": scored.rung_reasons[i],
                 "model_version": scored.version,
+                "horizon_days": scored.horizon_days,
+                **(scored.outlook[i] or {}),
                 "reasons": [dataclasses.asdict(found) for found in scored.reasons[i]],
             }
         if predictions.hours is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select
@@ -14,8 +15,9 @@ from features.online import Served, VectorCache, served_features
 from features.views import ViewSet
 from service.tables import ServingModelRow
 from training.explain import Reason
-from training.serving import ServedHours, ServedOutcome, Serving
+from training.serving import ServedHours, ServedOutcome, Serving, Wanted
 
+#: Answered for every contact, whether they serve yet or not; declared outcomes join once a model of them serves.
 MODELS = ("churn", "conversion", "send_hour")
 
 #: Contacts whose vectors are computed at once.
@@ -37,6 +39,11 @@ class ScoredModel:
         Share (0-1) of the last scored contacts at or below; NaN before the first scoring.
     why : tuple of (str or None), length n_contacts
     reasons : tuple of tuple of Reason, length n_contacts
+    rungs, rung_reasons : tuple of str, length n_contacts
+        Which rung of the ladder answers for the contact, and why that one.
+    outlook : tuple of (dict or None), length n_contacts
+        Where the model is about orders: the chance of one within several horizons, the date of the next, and what is
+        expected to be spent (see `training.serving.ServedOutcome.outlook`).
     """
 
     model: str
@@ -46,6 +53,11 @@ class ScoredModel:
     percentile: np.ndarray
     why: tuple[str | None, ...]
     reasons: tuple[tuple[Reason, ...], ...]
+    #: Days the outcome is awaited.
+    horizon_days: int | None
+    rungs: tuple[str, ...]
+    rung_reasons: tuple[str, ...]
+    outlook: tuple[dict[str, Any] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,22 @@ class Predictions:
 def refresh_serving(session: Session, serving: Serving, *, now: datetime, wait: bool = False) -> None:
     """Let ``serving`` load the versions that the database names; what cannot be loaded leaves the old one in place."""
     rows = session.scalars(select(ServingModelRow)).all()
-    serving.refresh({row.name: (row.version, row.path) for row in rows}, now=now, wait=wait)
+    wanted = {
+        row.name: Wanted(
+            row.version,
+            row.path,
+            row.previous_version,
+            row.previous_path,
+            row.fell_back_why if row.fell_back_at is not None else None,
+        )
+        for row in rows
+    }
+    serving.refresh(wanted, now=now, wait=wait)
+
+
+def known_models(serving: Serving) -> tuple[str, ...]:
+    """Models that can be asked: the three of every installation, and each declared outcome whose model serves."""
+    return (*MODELS, *sorted(set(serving.versions) - set(MODELS)))
 
 
 def predict(
@@ -92,16 +119,17 @@ def predict(
     serving: Serving,
     *,
     as_of: datetime,
-    models: Sequence[str] = MODELS,
+    models: Sequence[str] | None = None,
     with_reasons: bool = True,
     cache: VectorCache | None = None,
     record: Record | None = None,
 ) -> Predictions:
-    """Live predictions of ``models`` for each contact, from its events known at ``as_of``.
+    """Live predictions of ``models``, by default all, for each contact, from its events known at ``as_of``.
 
     Each model gets vectors of the view set it was trained on; models that share a set share its vectors.
     """
     keys = np.asarray(contact_keys, dtype=np.int64)
+    models = known_models(serving) if models is None else models
     loaded = {name: model for name in models if (model := serving.get(name)) is not None}
     missing = {name: f"no {name} model serves yet; run `kairos train {name}`" for name in models if name not in loaded}
     view_sets = {model.view_set.version: model.view_set for model in loaded.values()}
@@ -157,12 +185,21 @@ def _score(model: ServedOutcome, vectors: np.ndarray, quantiles: list[float] | N
     probability = np.full(len(vectors), np.nan)
     percentile = np.full(len(vectors), np.nan)
     reasons: list[tuple[Reason, ...]] = [()] * len(vectors)
+    rungs, rung_reasons = [model.rung] * len(vectors), [model.card.reason] * len(vectors)
+    outlook: list[dict[str, Any] | None] = [None] * len(vectors)
     if applies.any():
         probability[applies] = model.predict(vectors[applies])
         if quantiles:
             percentile[applies] = np.interp(probability[applies], quantiles, np.linspace(0.0, 1.0, len(quantiles)))
         if with_reasons:
-            for row, found in zip(np.flatnonzero(applies), model.reasons(vectors[applies]), strict=True):
-                reasons[row] = tuple(found)
+            own = vectors[applies]
+            told = (model.reasons(own), model.rungs(own), model.rung_reasons(own), model.outlook(own))
+            for place, row in enumerate(np.flatnonzero(applies)):
+                reasons[row] = tuple(told[0][place])
+                rungs[row], rung_reasons[row] = told[1][place], told[2][place]
+                outlook[row] = None if told[3] is None else told[3][place]
     why = tuple(None if inside else outside for inside in applies)
-    return ScoredModel(model.name, model.version, model.rung, probability, percentile, why, tuple(reasons))
+    return ScoredModel(
+        model.name, model.version, model.rung, probability, percentile, why, tuple(reasons),
+        model.card.horizon_days, tuple(rungs), tuple(rung_reasons), tuple(outlook),
+    )  # fmt: skip

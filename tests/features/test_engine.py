@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.checks import ServedVectors, replay
 from features.engine import EngineError, run, use_engine
 from features.events import DAY_MICROS, NewEvent, append
 from features.labels import CONVERSION
@@ -25,8 +26,9 @@ from features.views import DEFAULT_VIEWS
 from features.vocabulary import EMAIL_CLICKED, EMAIL_SENT, ORDER_COMPLETED, PAGE
 from service.database import Database
 from training import conversion
+from training.calibration import Calibration
 from training.datasets import Definition, training_set
-from training.ladder import fit_calibrated
+from training.estimators import SmallLightGBM
 from training.scoring import score
 from training.serving import ModelCard, ServedModel, load_model, write_model
 
@@ -115,11 +117,10 @@ def _node_of(lake: Lake, bucket: int) -> str:
 def _trained(lake: Lake, folder: Path) -> ServedModel:
     instants = [START + SPAN * part // 10 for part in (4, 6, 8)]
     data = training_set(lake, DEFAULT_VIEWS, ASKED, instants)
-    fitted = fit_calibrated("lightgbm", data, 30, 0)
     card = ModelCard(
         "conversion", "outcome", "lightgbm", "", "default", DEFAULT_VIEWS.version, 30, "", "", "", {}, ASKED.population
     )
-    write_model(folder, card, DEFAULT_VIEWS, fitted.estimator, fitted.calibration, data.X)
+    write_model(folder, card, DEFAULT_VIEWS, SmallLightGBM.fit(data.X, data.y), Calibration(), data.X)
     return load_model(folder)
 
 
@@ -156,6 +157,10 @@ def test_two_nodes_give_the_bits_of_one_machine(
         unseen.sync(session)
     with pytest.raises(LakeError, match=r"reaches to place 0 of the log, .* 20000: .*KAIROS_LAKE_URL"):
         historical_features(unseen, spine, DEFAULT_VIEWS)
+    one = [np.array([value]) for value in (vectors.contact_key[0], vectors.as_of[0], unseen.watermark)]
+    served = ServedVectors(*one, [DEFAULT_VIEWS.version], [vectors.X[0].tobytes()])
+    with pytest.raises(LakeError, match=r"reaches to place 0 of the log, .* 20000: .*KAIROS_LAKE_URL"):
+        replay(unseen, served, {DEFAULT_VIEWS.version: DEFAULT_VIEWS})
 
 
 def test_an_engine_that_is_not_there_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch):

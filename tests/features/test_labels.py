@@ -246,6 +246,7 @@ def test_open_gaps_keep_a_young_log_from_looking_hasty():
     gaps=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=30),
     copies=st.integers(2, 4),
 )
+@settings(deadline=None)
 def test_a_heavy_buyer_weighs_as_much_as_any_other(gaps: list[tuple[int, bool]], copies: int):
     """Each gap told ``copies`` times at a part of its weight changes nothing; without open gaps it is the median."""
     days, is_open = (np.array(column) for column in zip(*gaps, strict=True))

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import delete, update
+from sqlalchemy import delete, text, update
+from sqlalchemy.exc import DatabaseError
 
 from features import lake as lake_module
 from features.events import HOUR_MICROS, EventColumns, NewEvent, append, head, read_contacts
 from features.lake import FORMAT, Lake, LakeError, Manifest, splitmix64
 from features.properties import PropertyColumns
-from features.store import StoreError
+from features.store import ADVISORY_LOCK, StoreError
 from features.tables import EventRow
 from service.database import Database
 
@@ -251,6 +252,17 @@ def test_a_lake_may_lie_in_an_object_store(database: Database):
             assert lake.verify(session).equal
 
     assert len(everything(pickle.loads(pickle.dumps(lake)))) == 180
+
+
+def test_a_statement_that_fails_does_not_keep_the_lock(postgres: Database):
+    """The lock of an object store is not the session's: its transaction may be lost, the next writer gets the lock."""
+    store = Lake("memory://kairos-test-lock", buckets=4).store
+    with postgres.reading() as session, pytest.raises(DatabaseError), store.exclusive(session):
+        session.execute(text("select 1 / 0"))
+    with postgres.engine.connect() as other:
+        free = other.execute(text("select pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}).scalar_one()
+
+    assert free
 
 
 def test_readers_are_not_disturbed_by_compactions(database: Database, tmp_path: Path):

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features import lake as lake_module
 from features.events import HOUR_MICROS, EventColumns, NewEvent, append, head
 from features.lake import Lake, LakeError
 from features.offline import historical_features
@@ -29,45 +29,61 @@ NOON = 1_772_452_800_000_000
 BUCKETS = 4
 CANARY = 13
 
-#: Works on a lake with batches so small that one sync writes deltas, compacts buckets and publishes several times;
-#: dies by SIGKILL before the n-th file operation (opening, renaming, removing), or after so many seconds.
+#: Works on lakes with batches so small that one sync writes deltas, compacts buckets and publishes several times; dies
+#: by SIGKILL before the n-th file operation (opening, renaming, removing), or after so many seconds. Each work has a
+#: process of its own, forked off one that has imported everything.
 WRITER = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time, traceback
 from features import lake as lake_module
 from features.lake import Lake
 from service.database import Database
 
-url, lake_url, doing, operations, seconds = sys.argv[1:]
 lake_module.CHUNK_ROWS, lake_module.FLUSH_ROWS = 150, 300
 lake_module.MAX_DELTAS, lake_module.MIN_DELTA_ROWS = 2, 100
-database, lake, left = Database(url), Lake(lake_url, 4), [int(operations)]
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def count(event, arguments):
-    if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(arguments[0]).startswith(lake_url):
-        left[0] -= 1
-        if left[0] == 0:
-            die()
+def work(url, doing, lake_url, operations, seconds):
+    database, lake, left = Database(url), Lake(lake_url, 4), [operations]
 
-def work(session):
-    if doing == "erase":
-        lake.erase([13], session)
-    else:
-        getattr(lake, doing)(session)
+    def count(event, arguments):
+        if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(arguments[0]).startswith(lake_url):
+            left[0] -= 1
+            if left[0] == 0:
+                die()
 
-with database.reading() as session:
-    session.connection()
-    sys.addaudithook(count)
-    if float(seconds):
-        timer = threading.Timer(float(seconds), die)
-        timer.daemon = True
-        timer.start()
-    import time
-    begin = time.perf_counter()
-    work(session)
-    print(int(operations) - left[0], time.perf_counter() - begin, flush=True)
+    with database.reading() as session:
+        session.connection()
+        sys.addaudithook(count)
+        if seconds:
+            timer = threading.Timer(seconds, die)
+            timer.daemon = True
+            timer.start()
+        begin = time.perf_counter()
+        if doing == "erase":
+            lake.erase([13], session)
+        else:
+            getattr(lake, doing)(session)
+        return f"{operations - left[0]} {time.perf_counter() - begin}"
+
+for line in sys.stdin:
+    url, doing, lake_url, operations, seconds = line.split()
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(sender, work(url, doing, lake_url, int(operations), float(seconds)).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    os.close(sender)
+    with os.fdopen(receiver) as pipe:
+        said = pipe.read()
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    print("killed" if killed else "failed" if status else said, flush=True)
 """
 
 
@@ -92,18 +108,28 @@ def grow(database: Database, n_events: int, seed: int) -> None:
         append(session, events, received_at=NOON)
 
 
-def write(database: Database, lake: Path, doing: str, operations: int = 0, seconds: float = 0.0) -> tuple[int, float]:
-    """File operations and seconds that the writer took, or (0, 0) if it was killed on the way."""
-    done = subprocess.run(
-        [sys.executable, "-c", WRITER, str(database.url), str(lake), doing, str(operations), str(seconds)],
-        capture_output=True,
-        text=True,
+@pytest.fixture(scope="module")
+def writer() -> Iterator[subprocess.Popen[str]]:
+    """The process that `write` asks."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": HERE},
-    )
-    if done.returncode == -signal.SIGKILL:
+    ) as process:  # fmt: skip
+        yield process
+
+
+def write(
+    writer: subprocess.Popen[str], database: Database, lake: Path, doing: str, operations: int = 0, seconds: float = 0.0
+) -> tuple[int, float]:
+    """File operations and seconds that the work took, or (0, 0) if it was killed on the way."""
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    print(database.url, doing, lake, operations, seconds, file=writer.stdin, flush=True)
+    said = writer.stdout.readline().split()
+    if said == ["killed"]:
         return 0, 0.0
-    assert done.returncode == 0, done.stderr
-    count, took = done.stdout.split()
+    assert said != ["failed"], "its standard error says why"
+    count, took = said
     return int(count), float(took)
 
 
@@ -124,12 +150,12 @@ def named_by(lake: Lake) -> set[str]:
 # --- Killed ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("points", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [6, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("doing", ["sync", "rebuild", "erase"])
 def test_a_writer_killed_anywhere_leaves_a_lake_that_the_next_completes(
-    database: Database, tmp_path: Path, doing: str, points: int
+    writer: subprocess.Popen[str], database: Database, tmp_path: Path, doing: str, points: int
 ):
-    """kill -9 in syncing, compacting, rebuilding, erasing: at random file operations, the last one, random instants.
+    """kill -9 in syncing, compacting, rebuilding, erasing: at different file operations, the last one, random instants.
 
     At once the lake is whole and equal to the log up to the watermark that it names; after the next run it is equal to
     the log up to its head. What was half done is swept away, at the latest when its bucket is written again.
@@ -141,18 +167,20 @@ def test_a_writer_killed_anywhere_leaves_a_lake_that_the_next_completes(
         Lake(str(before), BUCKETS).sync(session)
     grow(database, 1500, seed=2)
     shutil.copytree(before, whole)
-    operations, seconds = write(database, whole, doing)
+    operations, seconds = write(writer, database, whole, doing)
     assert operations > 10
-    killed = 0
-    for point in range(points):
-        folder = tmp_path / f"killed-{point}"
+    timed = points // 6
+    others = random.permutation(operations - 1)[: points - timed - 1] + 1
+    ends = [(operations, 0.0), *((int(at), 0.0) for at in others)]
+    ends += [(0, random.uniform(0, seconds)) for _ in range(timed)]
+    for number, end in enumerate(ends):
+        folder = tmp_path / f"killed-{number}"
         shutil.copytree(before, folder)
-        at = (operations, 0, int(random.integers(1, operations)))[min(point, point % 2 + 1)]
-        count, _ = write(database, folder, doing, at, 0.0 if at else random.uniform(0, seconds))
-        killed += count == 0
+        went = write(writer, database, folder, doing, *end)
+        assert went == (0, 0.0) or not end[0], end  # a timer may ring after the end
         lake = Lake(str(folder), BUCKETS)
         with database.reading() as session:
-            assert CANARY in lake.erased or lake.verify(session).equal, at
+            assert CANARY in lake.erased or lake.verify(session).equal, end
             assert lake.watermark in range(800, 2301)
             assert len(everything(lake)) == lake.rows
 
@@ -165,8 +193,7 @@ def test_a_writer_killed_anywhere_leaves_a_lake_that_the_next_completes(
                 assert lake.verify(session).equal
                 assert lake.watermark == head(session) == 2300
                 lake.rebuild(session)
-        assert files_of(lake) == named_by(lake), at
-    assert killed >= (points + 1) // 2  # a timer may ring after the end
+        assert files_of(lake) == named_by(lake), end
 
 
 # --- Damaged -----------------------------------------------------------------------------------------------------
@@ -211,6 +238,29 @@ def test_any_byte_of_a_bucket_that_changed_is_noticed(database: Database, lake: 
         assert lake.verify(session).damaged_files == (str(path),)
         lake.rebuild(session)
         assert lake.verify(session).equal
+
+
+def test_a_missing_bucket_file_is_named_with_the_way_back(
+    database: Database, lake: Lake, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever reads the bucket says which file and what to do: a reader, an erasure, a compaction; doing it mends."""
+    path = next(Path(lake.url, f"bucket={int(lake.bucket_of([CANARY])[0]):03d}").iterdir())
+    path.unlink()
+    monkeypatch.setattr(lake_module, "MIN_DELTA_ROWS", 100)
+    grow(database, 1500, seed=2)  # then more than a bucket takes without being compacted
+
+    with database.reading() as session:
+        for attempt in (
+            lambda: everything(lake),
+            lambda: lake.erase([CANARY], session),
+            lambda: lake.sync(session),
+        ):
+            with pytest.raises(LakeError, match=f"^{path} is missing, .*; run `kairos features rebuild`$"):
+                attempt()
+        assert (lake.watermark, lake.erased) == (800, frozenset())
+        lake.rebuild(session)
+        assert lake.erase([CANARY], session) > 0
+        assert lake.verify(session).damaged_files == ()
 
 
 @pytest.mark.parametrize(

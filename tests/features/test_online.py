@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -118,8 +120,32 @@ def test_a_cache_spares_the_database_what_it_knows(database: Database):
     assert [ask(), ask()] == [1, 0]
 
 
+def test_a_cache_holds_no_more_than_it_counts(database: Database):
+    """Of a batch with a contact of 20,000 events, too many to keep, the small contact beside it is all that stays."""
+    write(database, range(20_000), contacts=1)  # contact 1
+    with database.writing() as session:
+        append(session, [NewEvent(2, "Page", to_micros(NOW) - 1, "small", "user:2")], received_at=to_micros(NOW))
+
+    def ask(cache: VectorCache) -> None:
+        with database.reading() as session:
+            served_features(session, [1, 2], NOW, DEFAULT_VIEWS, cache)
+
+    ask(VectorCache())  # what is loaded and compiled once
+    cache = VectorCache(most_events=1000)
+    tracemalloc.start()
+    try:
+        ask(cache)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(cache) == 1
+    assert kept < 200_000  # bytes; the batch has more than a million
+
+
 def test_an_older_reader_neither_reads_nor_spoils_the_newest_state(database: Database):
-    """Its own transaction is what it sees; the cache stays as new as it was."""
+    """Its own transaction is what it sees; the cache stays as new as it was, for whom it asked about alone, too."""
     write(database, range(30))
     cache = VectorCache()
     with database.reading() as older:
@@ -129,10 +155,14 @@ def test_an_older_reader_neither_reads_nor_spoils_the_newest_state(database: Dat
             after = served_features(newer, [1, 2], NOW, DEFAULT_VIEWS, cache)
         again = served_features(older, [1, 2, 3], NOW, DEFAULT_VIEWS, cache)
     with database.reading() as newer:
-        last = served_features(newer, [1, 2], NOW, DEFAULT_VIEWS, cache)
+        last = served_features(newer, [1, 2, 3], NOW, DEFAULT_VIEWS, cache)
+        expected = served_features(newer, [1, 2, 3], NOW, DEFAULT_VIEWS)
 
     assert (before.seq, after.seq, again.seq, last.seq) == (30, 60, 30, 60)
-    assert again.X[:2].tobytes() == before.X.tobytes() != after.X.tobytes() == last.X.tobytes()
+    assert again.X[:2].tobytes() == before.X.tobytes() != after.X.tobytes()
+    assert after.X.tobytes() == last.X[:2].tobytes()
+    assert again.X[2].tobytes() != last.X[2].tobytes()
+    assert last.X.tobytes() == expected.X.tobytes()
 
 
 def test_caches_of_several_readers_stay_true_while_events_come_in(any_database: Database, tmp_path: Path):

@@ -103,8 +103,8 @@ def test_a_snapshot_holds_bit_for_bit_what_the_lake_computes(lake: Lake, views: 
 
 def test_any_store_holds_snapshots(in_memory: Lake):
     """An object store: written, listed, read, erased from and pruned as in a folder."""
-    snapshot = write_snapshot(in_memory, DEFAULT_VIEWS, NOON)
-    older = write_snapshot(in_memory, DEFAULT_VIEWS, NOON - 5)
+    snapshot = write_snapshot(in_memory, DEFAULT_VIEWS, NOON, is_daily=True)
+    older = write_snapshot(in_memory, DEFAULT_VIEWS, NOON - 5, is_daily=True)
 
     frame = read_snapshot(in_memory, DEFAULT_VIEWS.version, NOON)
     assert frame.X.tobytes() == asked(in_memory, DEFAULT_VIEWS, frame.contact_key, NOON).tobytes()
@@ -226,8 +226,11 @@ def test_the_manifest_alone_says_what_a_snapshot_is(lake: Lake):
 def test_the_newest_snapshots_of_each_set_stay(lake: Lake):
     """Pruning counts by the set's name, takes along older versions of it and runs that were broken off."""
     edited = ViewSet("default", DEFAULT_VIEWS.views[:3])
-    written = [write_snapshot(lake, views, NOON + day) for day, views in enumerate((edited, edited, DEFAULT_VIEWS))]
-    hours = write_snapshot(lake, SEND_HOUR_VIEWS, NOON)
+    written = [
+        write_snapshot(lake, views, NOON + day, is_daily=True)
+        for day, views in enumerate((edited, edited, DEFAULT_VIEWS))
+    ]
+    hours = write_snapshot(lake, SEND_HOUR_VIEWS, NOON, is_daily=True)
     lake.store.write(f"vectors/set={edited.version}/as_of=20240101T000000000000/bucket=001-5-00.parquet", b"x")
     begun = f"vectors/set={edited.version}/as_of=20990101T000000000000/bucket=001-5-00.parquet"
     lake.store.write(begun, b"x")
@@ -243,6 +246,18 @@ def test_the_newest_snapshots_of_each_set_stay(lake: Lake):
 
 
 # --- Erasing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_that_somebody_asked_for_stays(lake: Lake):
+    """However old, and also if the daily round wrote it before, or renews it afterwards."""
+    days = range(4)
+    for day in days:
+        write_snapshot(lake, DEFAULT_VIEWS, NOON + day, is_daily=True)
+    asked = [write_snapshot(lake, DEFAULT_VIEWS, NOON + day) for day in (-5, 0)]
+    assert write_snapshot(lake, DEFAULT_VIEWS, NOON, is_daily=True) == asked[1]
+
+    assert [one.as_of - NOON for one in prune_snapshots(lake, 1)] == [1, 2]
+    assert [one.as_of - NOON for one in list_snapshots(lake)] == [-5, 0, 3]
 
 
 def test_an_erased_contact_is_in_no_snapshot_and_no_other_is_touched(lake: Lake):

@@ -162,6 +162,15 @@ def test_an_unknown_event_is_refused_when_the_view_is_declared():
     assert Stream("sofas", (), custom_kinds=("Sofa Tested",)).every_kind == ("Sofa Tested",)
 
 
+@pytest.mark.parametrize("hours", [0, -24, 1.5, 10**9])
+def test_answers_take_time(hours: float):
+    """Within no time nothing is answered, and 0 would mean any event; None says that."""
+    with pytest.raises(ValueError, match=rf"'answers' has answers_within_hours {hours}; .* from 1 to 876600, or None"):
+        Stream("answers", ("Email Opened",), answers_within_hours=hours)  # type: ignore[arg-type]
+
+    assert Stream("answers", ("Email Opened",), answers_within_hours=1).answers_within_hours == 1
+
+
 def test_a_condition_that_asks_nothing_is_refused():
     """Nor one that asks two things."""
     with pytest.raises(ValueError, match="asks nothing"):

@@ -20,6 +20,21 @@ ORDERS = (
     + "C41,-1,2011-03-01 12:00:00,1.50,1\n42,1,2011-03-01 12:00:00,1,\n"
 )
 
+SILENT = {
+    "name": "silent_regulars",
+    "population": {"feature": "orders_ever", "at_least": 3},
+    "event": "Order Completed",
+    "happens": False,
+    "within_days": 30,
+}
+SILENT_YAML = """
+name: silent_regulars
+population: {feature: orders_ever, at_least: 3}
+event: Order Completed
+happens: false
+within_days: 30
+"""
+
 
 @pytest.fixture
 def kairos(
@@ -193,6 +208,7 @@ def test_people_read_what_programs_read(kairos: Callable[..., Any], tmp_path: Pa
         ["features", "get", "1"],
         ["features", "check"],
         ["keys", "list"],
+        ["outcomes", "list"],
         ["simulate", "world", "--contacts", "20", "--days", "10"],
         ["worker", "--once"],
         ["doctor"],
@@ -217,6 +233,33 @@ def test_the_doctor_names_what_is_wrong(kairos: Callable[..., Any], monkeypatch:
     assert code == 0
     assert away_code == 1
     assert [one["name"] for one in json.loads(away)["checks"] if not one["ok"]] == ["mail"]
+
+
+def test_the_command_line_declares_and_lists(kairos: Callable[..., Any], tmp_path: Path) -> None:
+    """A file in, counts out; what is wrong with it is said; its name can then be trained."""
+    (tmp_path / "silent.yaml").write_text(SILENT_YAML)
+    (tmp_path / "wrong.yaml").write_text("name: Wrong")
+    declared = answer(kairos("outcomes", "declare", "silent.yaml", "--json"))
+    again = answer(kairos("outcomes", "declare", "silent.yaml", "--json"))
+    listed = answer(kairos("outcomes", "list", "--json"))["outcomes"]
+    code, out, _ = kairos("outcomes", "list")
+    (tmp_path / "silent.yaml").write_text(json.dumps(SILENT | {"within_days": 45}))
+
+    assert (declared["created"], again["created"], declared["counts"]["trainable"]) == (True, False, False)
+    assert [one["name"] for one in listed] == ["churn", "conversion", "email_churn", "silent_regulars"]
+    assert code == 0
+    assert "no order in the next 30 days" in out
+    for arguments, said in (
+        (("declare", "silent.yaml"), "with replace"),
+        (("declare", "wrong.yaml"), "does not say its population"),
+        (("declare", "missing.yaml"), "missing.yaml"),
+    ):
+        code, _, err = kairos("outcomes", *arguments)
+        assert (code, said in err) == (1, True), err
+    assert answer(kairos("outcomes", "declare", "silent.yaml", "--replace", "--json"))["says"].endswith("45 days")
+    assert kairos("train", "silent_regulars")[0] == 1  # there is no event to learn from
+    assert kairos("score", "--model", "silent_regulars")[0] == 1
+    assert kairos("train", "sofas")[0] == 2
 
 
 def test_a_simulated_world_is_written_as_messages(kairos: Callable[..., Any], tmp_path: Path):
@@ -278,6 +321,23 @@ def test_vectors_go_into_a_snapshot_or_a_file(kairos: Callable[..., Any], tmp_pa
     pd.testing.assert_frame_equal(file, snapshot.set_index("contact_key").sort_index())
     one = answer(kairos("features", "get", "1", "--as-of", "2011-08-31", "--json"))["features"]
     assert any(file.loc[key, "revenue_ever"] == one["revenue_ever"] for key in file.index)
+
+
+def test_an_erasure_whose_files_fail_says_what_is_done(kairos: Callable[..., Any], tmp_path: Path):
+    """The contact is gone from the database, and the command succeeds; it names the fault and who goes on."""
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    answer(kairos("import", "orders", "orders.csv", "--json"))
+    answer(kairos("features", "sync", "--json"))
+    (tmp_path / "home" / "lake" / "manifest.json").write_text("{}")
+    code, out, _ = kairos("contacts", "erase", "1")
+    report = answer(kairos("contacts", "erase", "2", "--json"))
+
+    assert code == 0
+    assert "1 contacts erased" in out
+    assert "manifest.json is no manifest" in out
+    assert "`kairos worker` tries again" in out
+    assert (report["contacts"], report["files"]["finished"], report["files"]["waiting"]) == (1, 0, 1)
+    assert kairos("contacts", "erase", "1")[0] == 1
 
 
 def test_contacts_are_erased_with_their_files(kairos: Callable[..., Any], tmp_path: Path):

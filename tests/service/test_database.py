@@ -37,6 +37,18 @@ def test_concurrent_allocations_never_share_a_number(any_database: Database):
     assert sorted(taken) == list(range(1, 801))
 
 
+def test_a_reading_sees_one_state(any_database: Database):
+    """What is committed meanwhile is not seen before the next reading; the connection then writes as ever."""
+    value = select(CounterRow.value).where(CounterRow.name == "event_seq")
+    with any_database.reading() as session:
+        before = session.scalar(value)
+        with any_database.writing() as other:
+            allocate(other, "event_seq", 7)
+        assert session.scalar(value) == before
+    with any_database.reading() as session:
+        assert session.scalar(value) == before + 7
+
+
 def test_a_failed_writing_block_leaves_nothing(database: Database):
     """An exception inside `writing` rolls the block back."""
     try:

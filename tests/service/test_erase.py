@@ -31,7 +31,7 @@ from features.views import DEFAULT_VIEWS
 from service.campaigns import NewCampaign, campaign_report, create_campaign, plan_campaign, schedule_campaign
 from service.clock import SimulatedClock
 from service.database import Database
-from service.erase import REASON, erase_contacts
+from service.erase import REASON, awaiting_files, erase_contacts
 from service.erase_files import finish_erasures
 from service.errors import Invalid, NotFound
 from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
@@ -355,6 +355,27 @@ def test_it_stays_gone_after_sync_and_rebuild(shop: Shop):
 
 
 @on_both
+def test_an_erasure_that_waits_for_its_files_is_no_fault_of_the_lake(shop: Shop):
+    """Verified between the two steps: equal, with the events that wait; nor is what a straggler brings later."""
+    events = count(shop.database, EventRow, EventRow.contact_key == shop.key)
+    shop.erase()
+    with shop.database.reading() as session:
+        assert not shop.lake.verify(session).equal
+    with shop.database.reading() as session:
+        between = shop.lake.verify(session, awaiting_files)
+    shop.finish()
+    with shop.database.writing() as session:
+        straggler = NewEvent(shop.key, "Page Viewed", to_micros(shop.now), "late", f"user:{CANARY}")
+        append(session, [straggler], received_at=to_micros(shop.now))
+    shop.sync()
+    with shop.database.reading() as session:
+        after = shop.lake.verify(session, awaiting_files)
+
+    assert (between.equal, between.rows_lake, between.rows_awaiting_erasure) == (True, between.rows_log, events)
+    assert (after.equal, after.rows_lake, after.rows_awaiting_erasure) == (True, between.rows_log, 0)
+
+
+@on_both
 def test_nobody_else_is_touched(shop: Shop):
     """The others' vectors are the same bit for bit, live, from the lake, in snapshot and training set; so are rows."""
     import pandas as pd
@@ -556,6 +577,20 @@ def test_what_was_under_way_is_taken_away_later(shop: Shop):
         assert shop.lake.verify(session).equal
 
 
+@on_sqlite
+def test_a_cell_of_any_length_stops_no_erasure(shop: Shop):
+    """A broken quote makes a cell of the rest of a file: read to its end, removed only if it names the person."""
+    long = "x, " * 100_000
+    folder = shop.settings.home / "rejected"
+    (folder / "long.csv.rejected.csv").write_text(
+        f'line,reason,CustomerID\n2,no date,"other0 {long}"\n3,no date,"{long}{CANARY}"\n'
+    )
+
+    shop.erase()
+
+    assert (folder / "long.csv.rejected.csv").read_text() == f'line,reason,CustomerID\n2,no date,"other0 {long}"\n'
+
+
 class FailingStore(Store):
     """A store whose disk is full from the n-th write on."""
 
@@ -576,7 +611,7 @@ def test_files_broken_off_anywhere_are_finished_later(shop: Shop):
     shop.erase()
     failures = 0
     for writes in range(50):
-        shop.lake.store = FailingStore(shop.settings.lake).fail_after(writes)
+        shop.lake.store = FailingStore(shop.settings.lake).fail_after(writes // 2)  # what is done is not written again
         try:
             shop.finish()
             break
@@ -608,8 +643,12 @@ def test_a_reader_of_the_database_keeps_the_files_waiting(shop: Shop):
         session.execute(select(ContactRow)).all()
         shop.erase()
         waiting = shop.finish()
+        written = {path: path.stat().st_mtime_ns for path in Path(shop.settings.lake).rglob("*") if path.is_file()}
+        assert shop.finish().waiting == 1
     assert (waiting.finished, waiting.waiting) == (0, 1)
     assert "reader" in waiting.waits_for
+    for path, at in written.items():  # files that are done are not written once more
+        assert path.name == ".lock" or path.stat().st_mtime_ns == at, path
 
     assert shop.finish().finished == 1
     assert shop.found() == []

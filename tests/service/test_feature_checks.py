@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.orm import Session
 
 from features.checks import sample_vectors
 from features.events import DAY_MICROS, NewEvent, append
-from features.lake import Lake
+from features.lake import Lake, SyncReport
 from features.online import served_features
 from features.snapshots import list_snapshots
 from features.tables import to_micros
@@ -27,7 +29,7 @@ from service.jobs import serve_version
 from service.served_vectors import VectorLog
 from service.settings import Settings
 from service.tables import FeatureCheckRow, ServedVectorRow
-from service.worker import Daily, run
+from service.worker import Daily, Worker, run
 from training.calibration import Calibration
 from training.estimators import RidgeLogistic
 from training.serving import EVERYONE, REFERENCE_FILE, ModelCard, load_model, write_model
@@ -178,6 +180,25 @@ def test_a_damaged_lake_is_reported_not_raised(any_database: Database, lake: Lak
         assert latest_check(session).report == report
 
 
+def test_a_sync_of_another_in_the_midst_of_a_check_is_no_problem(any_database: Database, lake: Lake, now: datetime):
+    """The lake then reaches further than the log that the check began to read; that is no other database."""
+
+    class Shared(Lake):
+        """Brought up by another, to where the log has gone on, just before it is brought up here."""
+
+        def sync(self, session: Session) -> SyncReport:
+            late = _orders(np.random.default_rng(3), "late", 5, to_micros(now) - DAY_MICROS, to_micros(now))
+            with any_database.writing() as other:
+                append(other, late, received_at=to_micros(now))
+            with any_database.reading() as other:
+                lake.sync(other)
+            return super().sync(session)
+
+    report = check_features(any_database, Shared(lake.url, buckets=4), now=now)
+
+    assert (lake.rows, report["problems"]) == (1_505, [])
+
+
 def test_the_daily_round_is_made_once_a_business_day(any_database: Database, lake: Lake, tmp_path: Path, now: datetime):
     """By one of several workers; its snapshot is as of local midnight, and old ones go after fourteen days."""
     settings = Settings(home=tmp_path / "home", timezone="America/New_York", _env_file=None)
@@ -226,6 +247,46 @@ def test_a_round_that_fails_leaves_sending_alone_and_is_tried_again(
             assert (latest_check(session) is not None) == done
     with any_database.reading() as session:
         assert latest_check(session).checked_at == now + timedelta(hours=2)
+
+
+def test_a_damaged_lake_delays_no_round_of_the_worker(
+    any_database: Database, lake: Lake, settings: Settings, now: datetime, caplog: pytest.LogCaptureFixture
+):
+    """It is logged and tried again after 2, 4, 8 minutes; once it is mended, the lake follows the log."""
+    clock = SimulatedClock(now)
+    worker = Worker(any_database, settings, clock, lake)
+    lake.store.write("manifest.json", b"{}")
+    failed = []
+    for minute in range(20):
+        clock.move_to(now + timedelta(minutes=minute))
+        with caplog.at_level(logging.ERROR):
+            asyncio.run(worker.work())
+        if "lake could not be brought up" in caplog.text:
+            failed.append(minute)
+        caplog.clear()
+    assert failed == [0, 2, 6, 14]
+    lake.store.remove("manifest.json")
+    clock.move_to(now + timedelta(minutes=29))
+    asyncio.run(worker.work())
+
+    assert lake.rows == 1_500
+
+
+def test_a_long_sync_of_the_lake_holds_no_mail(any_database: Database, lake: Lake, settings: Settings, now: datetime):
+    """While another process has the lake, round after round is done; the sync follows when it lets go."""
+    clock = SimulatedClock(now)
+    worker = Worker(any_database, settings, clock, lake)
+
+    async def rounds() -> None:
+        with Lake(settings.lake, buckets=4).store.exclusive():
+            for minute in range(30):
+                clock.move_to(now + timedelta(minutes=minute))
+                await worker.work()
+            assert lake.rows == 0
+
+    asyncio.run(rounds())
+
+    assert lake.rows == 1_500
 
 
 def test_reports_are_kept_for_ninety_days(any_database: Database, lake: Lake, now: datetime):

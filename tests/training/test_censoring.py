@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.events import COLUMN_TYPES, DAY_MICROS, KNOWN_KINDS, EventColumns
@@ -82,6 +82,7 @@ rows = st.lists(st.tuples(st.booleans(), st.integers(0, 2), st.integers(0, 3)), 
 
 
 @given(rows=rows)
+@settings(deadline=None)
 def test_weights_are_positive_where_something_was_seen_and_nowhere_else(rows: list[tuple[bool, int, int]]) -> None:
     """Bounded, alike within a stratum, and 1 where every stratum is seen alike."""
     is_seen, as_of, stratum = (np.array(column) for column in zip(*rows, strict=True))

@@ -11,6 +11,7 @@ from features.tables import to_micros
 from features.views import DEFAULT_VIEWS
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, KINDS
 from training import conversion
+from training.calibration import Calibration
 from training.datasets import (
     DAY_MICROS,
     Definition,
@@ -23,7 +24,7 @@ from training.datasets import (
     snapshot_instants,
     training_set,
 )
-from training.ladder import fit_calibrated
+from training.estimators import RidgeLogistic
 from training.scoring import score
 from training.serving import ModelCard, load_model, write_model
 
@@ -151,11 +152,10 @@ def test_scores_are_the_model_on_the_vectors_whatever_the_buckets(shop, tmp_path
     until = to_micros(shop.now)
     instants = snapshot_instants(until - 30 * DAY_MICROS, until - 200 * DAY_MICROS, 30)
     data = training_set(shop.lake, DEFAULT_VIEWS, ASKED, instants)
-    fitted = fit_calibrated("logistic", data, 30, 0)
     card = ModelCard(
         "conversion", "outcome", "logistic", "", "default", DEFAULT_VIEWS.version, 30, "", "", "", {}, ASKED.population
     )
-    write_model(tmp_path, card, DEFAULT_VIEWS, fitted.estimator, fitted.calibration, data.X)
+    write_model(tmp_path, card, DEFAULT_VIEWS, RidgeLogistic.fit(data.X, data.y), Calibration(), data.X)
     model = load_model(tmp_path)
 
     scores = score(shop.lake, model, shop.now, n_jobs=2)

@@ -89,7 +89,7 @@ def test_more_orders_weigh_more(model: GammaGamma, mean: float) -> None:
     assert (np.diff(distance) <= 1e-9 * mean).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 50), st.floats(0.01, 1e4)), min_size=1, max_size=12),
     unit=st.sampled_from([1e-3, 1.0, 1e6]),

@@ -18,7 +18,7 @@ from features.views import DEFAULT_VIEWS, ORDERS, SEND_HOUR_VIEWS, FeatureView, 
 from training.calibration import Calibration
 from training.estimators import RUNGS
 from training.send_hour import SendHourModel
-from training.serving import BrokenModel, ModelCard, Population, Serving, load_model, stamp_version, write_model
+from training.serving import BrokenModel, ModelCard, Population, Serving, Wanted, load_model, stamp_version, write_model
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
 
@@ -289,3 +289,51 @@ def test_a_model_no_longer_wanted_is_dropped(tmp_path) -> None:
     serving.refresh({}, now=NOW, wait=True)
 
     assert serving.get("conversion") is None
+
+
+def test_without_its_files_a_model_answers_with_its_previous_version(tmp_path) -> None:
+    """At the start of a process too; it says why, and the wanted version takes over once its files are back."""
+    first, second = (_written(tmp_path / str(v), "logistic", v) for v in (1, 2))
+    kept = tmp_path / "kept"
+    shutil.copytree(second, kept)
+    shutil.rmtree(second)
+    wanted = {"conversion": Wanted(2, str(second), 1, str(first))}
+    serving = Serving()
+
+    serving.refresh(wanted, now=NOW, wait=True)
+    assert serving.versions == {"conversion": 1}
+    assert "version 2 does not load, version 1 goes on serving" in serving.why["conversion"]
+    shutil.copytree(kept, second)
+    serving.refresh(wanted, now=NOW + timedelta(seconds=61), wait=True)
+    assert serving.versions == {"conversion": 2}
+    assert serving.why == {}
+
+
+def test_without_either_nothing_serves_and_both_reasons_are_told(tmp_path) -> None:
+    """No exception: other models and the service go on."""
+    serving = Serving()
+    serving.refresh({"conversion": Wanted(2, str(tmp_path / "b"), 1, str(tmp_path / "a"))}, now=NOW, wait=True)
+
+    assert serving.versions == {}
+    assert "none serves" in serving.why["conversion"]
+    assert "nor does version 1" in serving.why["conversion"]
+
+
+def test_a_version_that_fell_back_answers_with_the_base_rate_until_it_need_not(tmp_path) -> None:
+    """Same version and population, the lower rung's probability, its reason shown; lifted, the old answers exactly."""
+    X, y = _vectors()
+    card = replace(_card("logistic"), metrics={"base_rate": 0.25})
+    write_model(tmp_path, card, DEFAULT_VIEWS, RUNGS["logistic"].fit(X, y), Calibration(0.9, -0.2), X)
+    stamp_version(tmp_path, 4)
+    serving = Serving()
+    serving.refresh({"conversion": Wanted(4, str(tmp_path))}, now=NOW, wait=True)
+    before = serving.get("conversion").predict(X)
+
+    serving.refresh({"conversion": Wanted(4, str(tmp_path), fell_back="it lost")}, now=NOW, wait=True)
+    model = serving.get("conversion")
+    np.testing.assert_allclose(model.predict(X), 0.25)
+    assert (model.rung, model.version, model.card.reason) == ("base_rate", 4, "it lost")
+    assert serving.why == {"conversion": "it lost"}
+    assert model.reasons(X[:3]) == [[], [], []]
+    serving.refresh({"conversion": Wanted(4, str(tmp_path))}, now=NOW, wait=True)
+    np.testing.assert_array_equal(serving.get("conversion").predict(X), before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from sqlalchemy.event import listen
 
+from features.checks import sample_vectors
 from features.events import NewEvent, append
 from features.labels import CHURN, CONVERSION, EMAIL_CHURN
 from features.lake import Lake
@@ -22,11 +24,13 @@ from features.tables import to_micros
 from features.views import DEFAULT_VIEWS, ViewSet
 from features.vocabulary import EMAIL_CLICKED, ORDER_CANCELLED, ORDER_COMPLETED, PAGE
 from service.database import Database
+from service.jobs import train_model
+from service.settings import Settings
 from training import churn, conversion, registry
 from training.datasets import DAY_MICROS, Definition, TrainingSet, training_set
-from training.ladder import fit_calibrated
 from training.runs import TRAINING_SET_FILE, train
 from training.serving import Population, load_model
+from training.study import Study
 from training.training_sets import KEEP, NotReproduced, erase_from_training_sets, reproduce, save
 
 HORIZON = 30
@@ -324,6 +328,27 @@ def test_any_store_holds_training_sets(past: Past):
         fsspec.filesystem("memory").rm("/kairos-training-sets", recursive=True)
 
 
+@pytest.mark.postgres
+def test_training_saves_its_set_under_the_lock_that_an_erasure_takes(
+    past: Past, shop: Any, postgres: Any, tmp_path: Path
+):
+    """On an object store beside PostgreSQL that is the database's: each waits for the other on another machine."""
+    lake, settings = Lake("memory://kairos-training-lock", buckets=8), Settings(home=tmp_path / "home", _env_file=None)
+    said: list[str] = []
+    listen(postgres.engine, "before_cursor_execute", lambda *told: said.append(told[2]))
+    try:
+        with past.database.reading() as session:
+            lake.sync(session)
+        train_model(postgres, lake, settings, "conversion", as_of=shop.now, now=shop.now)
+    finally:
+        fsspec.filesystem("memory").rm("/kairos-training-lock", recursive=True)
+
+    assert [one.split("(")[0] for one in said if "advisory" in one] == [
+        "select pg_advisory_lock",
+        "select pg_advisory_unlock",
+    ]
+
+
 # --- The run -----------------------------------------------------------------------------------------------------
 
 
@@ -336,8 +361,14 @@ def test_a_registered_version_can_be_fitted_again_from_what_it_names(past: Past,
     found = registry.model_version("conversion", trained.version, tracking_uri=mlruns.tracking_uri)
     manifest = json.loads((found.folder / TRAINING_SET_FILE).read_text())
     data = reproduce(past.lake, manifest)
-    fitted = fit_calibrated(trained.rung, data, manifest["definition"]["horizon_days"], seed=4)
+    model = load_model(found.folder)
+    asked = replace(ASKED, horizon_days=manifest["definition"]["horizon_days"])
+    today = sample_vectors(
+        past.lake, DEFAULT_VIEWS, to_micros(shop.now), lambda X: asked.population.contains(X, DEFAULT_VIEWS.names)
+    )
+    study = Study(asked, data, data, asked.horizon_days, to_micros(shop.now), DEFAULT_VIEWS, 4, today)
+    fitted = study.fit(to_micros(shop.now))
 
     assert found.tags["training_set"] == manifest["folder"]
     assert (found.tags["checksum"], found.tags["watermark"]) == (manifest["checksum"], str(manifest["watermark"]))
-    assert load_model(found.folder).predict(data.X).tobytes() == fitted.predict(data.X).tobytes()
+    assert model.predict(data.X).tobytes() == fitted.probability(data.X).tobytes()
