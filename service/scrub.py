@@ -97,6 +97,7 @@ def _attempt(
         in_a_chunk = max(1, CHUNK_BYTES // size)
         for first in range(1, pages + 1, in_a_chunk):
             _zero_gaps(file, size, usable, first, min(in_a_chunk, pages + 1 - first))
+        os.fsync(file)  # now, so that little is left to flush while writers wait
         step("zeroed")
         writer.execute("BEGIN IMMEDIATE")
         written = sorted(set(_pages_in_wal(path, size)))
