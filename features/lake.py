@@ -138,7 +138,7 @@ class Lake:
         self.store = Store(url)
         self.buckets = buckets
         #: The manifest's bytes when they were read last, and what they say.
-        self._last_read = (b"", Manifest(buckets))
+        self._last_read: tuple[bytes | None, Manifest] = (None, Manifest(buckets))
         self._manifest()
 
     @property

@@ -110,6 +110,8 @@ class ModelCard:
     created_at: str
     metrics: dict[str, float | None]
     population: Population = EVERYONE
+    version: int = 0
+    format: int = FORMAT
     #: Whether the outcome is that the event happens, or that it does not.
     happens: bool = True
     #: Days of the log-odds that the estimator gives, where every horizon follows from them; None where it is the own.
@@ -117,8 +119,6 @@ class ModelCard:
     #: Rung and reason for never-buyers, where they are answered apart.
     leads_rung: str | None = None
     leads_reason: str | None = None
-    version: int = 0
-    format: int = FORMAT
 
 
 class ServedModel(Protocol):
