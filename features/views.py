@@ -122,6 +122,8 @@ class Stream:
     answers_within_hours : int, optional
         An event counts only as the first answer to its send: a mail with the same ``ref`` was sent before it, at most
         this long, and no other event of the stream answered that mail earlier. Its hour is then the hour of the send.
+    own_hour : bool
+        An answer's hour is the hour of the answer instead.
     where : tuple of Where
         Conditions on the events' properties, all of which must hold.
     custom_kinds : tuple of str
@@ -139,8 +141,14 @@ class Stream:
     answers_within_hours: int | None = None
     where: tuple[Where, ...] = ()
     custom_kinds: tuple[str, ...] = ()
+    own_hour: bool = False
 
     def __post_init__(self) -> None:
+        if self.own_hour and not self.answers_within_hours:
+            raise ValueError(
+                f"stream {self.name!r} asks for the answers' own hours and counts every event, at its own hour anyway; "
+                "name answers_within_hours or leave own_hour out"
+            )
         for kind in self.kinds:
             if kind not in KINDS:
                 near = get_close_matches(kind, KINDS, 1)
@@ -165,6 +173,8 @@ class Stream:
             said += ", by a person"
         if self.answers_within_hours:
             said += f", answering a mail within {self.answers_within_hours} h"
+        if self.own_hour:
+            said += ", at its own hour"
         for where in self.where:
             if where.values:
                 said += f", {where.name} in ({', '.join(map(str, where.values))})"
@@ -544,6 +554,8 @@ def _definition(view: FeatureView) -> dict[str, Any]:
         if of is None:
             return None
         plain = [list(of.every_kind), of.human_only, of.answers_within_hours]
+        if of.own_hour:
+            plain.append("own_hour")
         return [*plain, sorted(map(where, of.where), key=str)] if of.where else plain
 
     told = {

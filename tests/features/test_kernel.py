@@ -118,7 +118,7 @@ def naive_members(known: list[Event], stream: Stream) -> list[tuple[Event, int]]
             continue
         at, send = sends[-1]
         if not any(at < other < place and rival.ref == event.ref for other, rival in members):
-            answers.append((event, send.hour_of_week))
+            answers.append((event, event.hour_of_week if stream.own_hour else send.hour_of_week))
     return answers
 
 

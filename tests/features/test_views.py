@@ -46,6 +46,18 @@ def test_the_send_hour_set_has_three_histograms_of_24_hours():
     )
 
 
+def test_own_hours_are_asked_of_answers_only():
+    """Of every event the hour is its own anyway; the flag changes the set's version, its absence does not."""
+    with pytest.raises(ValueError, match="answers_within_hours"):
+        Stream("mail opened", ("Email Opened",), own_hour=True)
+    answers = Stream("answers", ("Email Opened",), True, answers_within_hours=24)
+    own = dataclasses.replace(answers, own_hour=True)
+    sets = [ViewSet("s", (FeatureView("h", "hour_histogram", of, (30,), "f", "u", "d"),)) for of in (answers, own)]
+
+    assert sets[0].version != sets[1].version
+    assert all(ViewSet.from_definition(one.definition()).version == one.version for one in sets)
+
+
 @pytest.mark.parametrize("views", VIEW_SETS.values(), ids=VIEW_SETS)
 def test_every_column_is_described(views: ViewSet):
     """Name, family, unit, null rule, owner and description, one row per column, in order."""
