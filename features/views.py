@@ -320,7 +320,11 @@ ACTIVE = Stream(
 ANSWERS = Stream(
     "mail opened or clicked by a person within a day", (EMAIL_OPENED, EMAIL_CLICKED), True, answers_within_hours=24
 )
-ENGAGED = Stream("click, open, order or page", (EMAIL_CLICKED, EMAIL_OPENED, ORDER_COMPLETED, PAGE), human_only=True)
+ANSWERS_BY_OWN_HOUR = Stream(
+    "mail opened or clicked by a person within a day, when it was", (EMAIL_OPENED, EMAIL_CLICKED), True,
+    answers_within_hours=24, own_hour=True,
+)  # fmt: skip
+VISITS = Stream("order, page or screen", (ORDER_COMPLETED, PAGE, SCREEN))
 
 # --- What we measure ---------------------------------------------------------------------------------------------
 
@@ -407,7 +411,15 @@ _SEND_HOUR = (
         "answered_hour", "hour_histogram", ANSWERS, (365,), "hours", "mails",
         "Mails opened or clicked by a person within 24 h, by the local hour they left at.",
     ),
-    FeatureView("active_hour", "hour_histogram", ENGAGED, (365,), "hours", "events", "Signs of life by local hour."),
+    FeatureView(
+        "answer_hour", "hour_histogram", ANSWERS_BY_OWN_HOUR, (365,), "hours", "mails",
+        "The same mails by the local hour at which they were opened or clicked first.",
+    ),
+    FeatureView("visit_hour", "hour_histogram", VISITS, (365,), "hours", "events", "Orders and pages by local hour."),
+    FeatureView(
+        "recent_visit_hour", "hour_histogram", VISITS, (30,), "hours", "events",
+        "Orders and pages of the last 30 days by local hour: a clock that has moved shows here.",
+    ),
 )  # fmt: skip
 
 

@@ -39,11 +39,10 @@ def test_the_default_set_has_its_families():
     }  # fmt: skip
 
 
-def test_the_send_hour_set_has_three_histograms_of_24_hours():
+def test_the_send_hour_set_has_five_histograms_of_24_hours():
     """In the order that the model reads them."""
-    assert SEND_HOUR_VIEWS.names == tuple(
-        f"{name}_hour_{hour:02d}" for name in ("sent", "answered", "active") for hour in range(24)
-    )
+    names = ("sent_hour", "answered_hour", "answer_hour", "visit_hour", "recent_visit_hour")
+    assert SEND_HOUR_VIEWS.names == tuple(f"{name}_{hour:02d}" for name in names for hour in range(24))
 
 
 def test_own_hours_are_asked_of_answers_only():
