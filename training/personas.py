@@ -138,15 +138,20 @@ class Personas:
         Williams, D. A. (1982), "Extra-binomial variation in logistic linear models" (quasi-likelihood weights).
         """
         events = channel.counts @ np.ones(HOURS)
+        if np.isinf(limit):
+            return events, np.ones_like(events)
         return events, (1 + limit) / (np.maximum(events, 1) + limit)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain lists."""
-        return {name: getattr(self, name).tolist() for name in self.__dataclass_fields__}
+        """Plain lists; None for infinity."""
+        content = {name: getattr(self, name).tolist() for name in self.__dataclass_fields__}
+        content["saturation"] = [None if np.isinf(limit) else limit for limit in content["saturation"]]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Personas:
         """What ``as_json`` wrote."""
+        content = {**content, "saturation": [np.inf if limit is None else limit for limit in content["saturation"]]}
         return cls(**{name: np.array(content[name], dtype=np.float64) for name in cls.__dataclass_fields__})
 
 

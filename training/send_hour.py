@@ -34,8 +34,12 @@ MIN_CONTACT_VISITS = 10
 MIN_PERSONA_VISITS = 3
 #: Width of the circular kernel of what all answer by hour.
 GLOBAL_KERNEL_HOURS = 1.0
-#: Sends the prior counts for in the global curve, per hour.
+#: Events after which further ones tell little more of whose day it is like: answers come one a mail, visits in bursts.
+SATURATION = (float("inf"), 10.0)
+#: Sends the prior counts for in the global curve, per hour, at least.
 GLOBAL_PRIOR_SENDS = 50.0
+#: A learned curve counts for at most so many answers per hour.
+MAX_PRIOR_ANSWERS = 1e6
 #: Sends the global curve counts for against a contact's own, when a contact's level is estimated.
 LEVEL_PRIOR_SENDS = 20.0
 #: The same while the global curve is estimated: next to nothing, so that hours are compared within contacts.
@@ -110,7 +114,8 @@ class Histograms:
                 f"hour vectors have shape {X.shape}; pass (n, {5 * HOURS}) columns of the view set `hours`, "
                 "and one more for each segment"
             )
-        X = np.nan_to_num(X)
+        if not np.isfinite(X).all():
+            X = np.nan_to_num(X)
         sent, answered, answers, visits, recent = (X[:, at : at + HOURS] for at in range(0, 5 * HOURS, HOURS))
         return cls(sent, np.minimum(answered, sent), answers, visits, np.minimum(recent, visits), X[:, 5 * HOURS :])
 
@@ -416,13 +421,15 @@ def fit_global(sends: Sends, shape: Array | None = None) -> SendHourModel:
     answered = sends.answered.astype(np.float64)
     kernel = circular_kernel(GLOBAL_KERNEL_HOURS)
     contact_answers, hour_answers = np.bincount(contact, answered), np.bincount(sends.hour, answered, HOURS)
+    learned = shape is not None
     shape = np.ones(HOURS) if shape is None else shape / shape[sends.hour].mean()
     curve = rate * shape
-    prior = WITHIN_PRIOR_SENDS * rate
+    prior, prior_answers = WITHIN_PRIOR_SENDS * rate, GLOBAL_PRIOR_SENDS * rate
     for _ in range(20):
         level = (contact_answers + prior) / (np.bincount(contact, curve[sends.hour]) + prior)
         expected = np.bincount(sends.hour, level[contact], HOURS) * rate * shape
-        prior_answers = GLOBAL_PRIOR_SENDS * rate
+        if learned:
+            prior_answers = max(prior_answers, _prior_answers(hour_answers, expected))
         factor = (hour_answers @ kernel + prior_answers) / (expected @ kernel + prior_answers)
         curve = _bounded(rate * shape * factor)
     return SendHourModel(rung="global", hour_effect=True, rate=float(rate), global_rate=curve)
@@ -458,6 +465,19 @@ def burial_hours_of(sends: Sends) -> float:
     return max(BURIAL_HOURS_GRID, key=log_likelihood)
 
 
+def _prior_answers(answers: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Answers an expected curve counts for per hour: the fewer, the more the hours differ from it beyond chance.
+
+    By moments: answers vary by ``expected`` + ``expected``² / prior.
+
+    References
+    ----------
+    Clayton, D. & Kaldor, J. (1987), "Empirical Bayes estimates of age-standardized relative risks".
+    """
+    excess = float(((answers - expected) ** 2 - expected).sum())
+    return float((expected**2).sum()) / excess if excess > 0 else float(MAX_PRIOR_ANSWERS)
+
+
 def fit_personal(sends: Sends, X: Array, n_personas: int, burial_hours: float, **strengths: Any) -> SendHourModel:
     """The personal model: personas and inbox of the contacts ``X``, and the global curve of ``sends`` beside them.
 
@@ -473,7 +493,7 @@ def fit_personal(sends: Sends, X: Array, n_personas: int, burial_hours: float, *
     known = Histograms.of(X).believed()
     inbox = Inbox.of(burial_hours, known)
     channels = inbox.channels(known)
-    personas = fit_personas(channels, n_personas)
+    personas = fit_personas(channels, n_personas, SATURATION)
     model = SendHourModel(
         rung="personal",
         hour_effect=True,
