@@ -214,7 +214,8 @@ class HourWorld:
         """What the model's hours capture, beside a smoothed histogram of open hours and one curve for all."""
         X = self.vectors(self.end)
         return {
-            "served": self.captured(fitted.model.predict_hours(X)),
+            # Where no hour is called best, the fixed one stays.
+            "served": self.captured(fitted.model.predict_hours(X)) if fitted.model.hour_effect else 0.0,
             "open-hour histogram": self.captured(smoothed_open_hours(X[:, 2 * HOURS : 3 * HOURS])),
             "one hour for all": self.captured(fitted.model.global_rate),
         }
