@@ -753,8 +753,8 @@ def _quality_lines(report: dict[str, Any]) -> str:
         lines.append(f"{waiting['scorings']} scorings wait for their horizon, the next until {waiting['next_due_at']}")
     if test["outcomes"]:
         lines.append(
-            f"version {test['version']} against {test['fallback']}: e-value {test['e_value']:.3g} after "
-            f"{test['outcomes']:,} outcomes; {test['needed']:.0f} would prove that it does worse"
+            f"against {test['fallback']}: e-value {test['e_value']:.3g} after "
+            f"{test['outcomes']:,} outcomes; {test['needed']:.0f} would prove that the model does worse"
         )
     lines += [f"{one['at'][:19]}  {one['kind']} version {one['version']}: {one['reason']}" for one in report["events"]]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from service.model_quality import judge_due, keep_scoring, note_event, prune_sco
 from service.settings import Settings
 from service.tables import PredictionRow, ServingModelRow
 from training.scoring import Scores, score
-from training.serving import BrokenModel, ServedModel, Serving, load_model
+from training.serving import BrokenModel, ServedModel, Serving, load_model, read_card
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def train_model(
     )
     with database.writing() as session:
         if version.promoted:
-            serve_version(session, name, version.version, version.folder, now=now, reason=version.gate)
+            serve_version(session, name, version.version, version.folder, now=now, kind="trained", reason=version.gate)
         else:
             row = session.get(ServingModelRow, name, with_for_update=True)
             if row is not None:
@@ -90,7 +90,9 @@ def serve_version(
 ) -> None:
     """Name the files that serve ``name`` from now on; the ones before stay known as previous.
 
-    A model that had fallen back answers in full again, and its test begins anew.
+    A model that had fallen back answers in full again. Its test begins anew then, and when a person chooses a version
+    or asks another question; a version that was trained anew goes on with it: trained weekly, none would serve until
+    its own outcomes are known.
     """
     row = session.get(ServingModelRow, name, with_for_update=True)
     note_event(session, name, kind, version, reason or "by hand", now=now)
@@ -104,18 +106,29 @@ def serve_version(
                 previous_path=None,
                 quantiles=None,
                 promoted_at=now,
+                tested_from=now,
             )
         )
-    elif row.version != version:
+        session.flush()
+        return
+    if kind != "trained" or row.fell_back_at is not None or not _ask_the_same(Path(row.path), folder):
+        row.tested_from = now
+    if row.version != version:
         row.previous_version, row.previous_path = row.version, row.path
         row.version, row.path, row.promoted_at, row.quantiles = version, str(folder), now, None
-    elif row.fell_back_at is not None:
-        row.promoted_at = now
-    if row is not None:
-        row.fell_back_at = row.fell_back_why = None
-        if row.challenger_version == version:
-            row.challenger_version = row.challenger_path = None
+    row.fell_back_at = row.fell_back_why = None
+    if row.challenger_version == version:
+        row.challenger_version = row.challenger_path = None
     session.flush()
+
+
+def _ask_the_same(one: Path, other: Path) -> bool:
+    """Whether the versions in these folders await the same outcome over the same days."""
+    try:
+        cards = [read_card(folder) for folder in (one, other)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return cards[0].horizon_days == cards[1].horizon_days and cards[0].outcome == cards[1].outcome
 
 
 def promote_model(database: Database, settings: Settings, name: str, version: int, *, now: datetime) -> None:

@@ -182,12 +182,12 @@ def _judged(database: Database, lake: Lake, row: ScoringRow, n_jobs: int) -> dic
 
 
 def _is_first_of_its_day(database: Database, row: ScoringRow) -> bool:
-    """A contact has its turn once a day: a second scoring of the day would look at the same window again."""
+    """A contact has its turn once a day: a second scoring of the day, by whatever version, looks at the same window."""
     begin = row.as_of - timedelta(microseconds=to_micros(row.as_of) % DAY_MICROS)
     with database.reading() as session:
         earlier = select(func.count()).where(
             ScoringRow.model == row.model,
-            ScoringRow.version == row.version,
+            ScoringRow.role == row.role,
             ScoringRow.as_of >= begin,
             ScoringRow.as_of < row.as_of,
         )
@@ -198,14 +198,17 @@ def _is_first_of_its_day(database: Database, row: ScoringRow) -> bool:
 
 
 def running_test(session: Session, row: ServingModelRow) -> dict[str, Any]:
-    """How the serving version's test stands: outcomes since it was promoted, e-value, and what would prove a loss."""
+    """How the model's test stands: versions and outcomes since it began, e-value, and what would prove a loss.
+
+    It goes over the versions that followed one another by training: each was served on the strength of the same
+    recipe, and none serves until its own outcomes are known.
+    """
     judged = session.scalars(
         select(ScoringRow)
         .where(
             ScoringRow.model == row.name,
-            ScoringRow.version == row.version,
             ScoringRow.role == "served",
-            ScoringRow.as_of >= row.promoted_at,
+            ScoringRow.as_of >= row.tested_from,
             ScoringRow.judged_at.is_not(None),
         )
         .order_by(ScoringRow.due_at)
@@ -215,9 +218,9 @@ def running_test(session: Session, row: ServingModelRow) -> dict[str, Any]:
         (one, one.result["test"]) for one in judged if one.result and "test" in one.result and one.rung != one.fallback
     ]
     return {
-        "version": row.version,
-        "rung": tests[0][0].rung if tests else None,
-        "fallback": tests[0][0].fallback if tests else None,
+        "since": row.tested_from,
+        "versions": sorted({one.version for one, _ in tests}),
+        "fallback": tests[-1][0].fallback if tests else None,
         "outcomes": sum(test["outcomes"] for _, test in tests),
         "e_value": e_value([test["evidence"] for _, test in tests]),
         "needed": 1 / ALPHA,
@@ -232,10 +235,12 @@ def fall_back_if_lost(session: Session, name: str, *, now: datetime) -> bool:
     found = running_test(session, row)
     if found["e_value"] < found["needed"]:
         return False
+    versions = ", ".join(map(str, found["versions"]))
     why = (
-        f"version {row.version} ({found['rung']}) provably did worse than {found['fallback']} on {found['outcomes']:,} "
-        f"outcomes of contacts that were not written to because of it (e-value {found['e_value']:,.0f}, "
-        f"{found['needed']:.0f} is proof); it answers with {found['fallback']} until another version is promoted"
+        f"scores of {'versions' if len(found['versions']) > 1 else 'version'} {versions} were provably worse than "
+        f"{found['fallback']} on {found['outcomes']:,} outcomes of contacts that were not written to because of them "
+        f"(e-value {found['e_value']:,.0f}, {found['needed']:.0f} is proof); version {row.version} answers with its "
+        "lower rung until another is promoted"
     )
     row.fell_back_at, row.fell_back_why = now, why
     note_event(session, name, "fell_back", row.version, why, now=now)

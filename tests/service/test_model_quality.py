@@ -93,7 +93,7 @@ def test_a_model_that_lost_falls_back_says_why_and_is_trained_anew(
         (job,) = session.scalars(select(JobRow)).all()
         refresh_serving(session, serving, now=now, wait=True)
     assert row.fell_back_at == now + timedelta(days=DAYS)
-    assert "version 1 (logistic) provably did worse than base_rate" in str(row.fell_back_why)
+    assert "scores of version 1 were provably worse than base_rate" in str(row.fell_back_why)
     assert shown["events"][0]["kind"] == "fell_back"
     assert (job.kind, job.parameters, job.state) == ("train", {"name": "churn"}, "queued")
     fallen = serving.get("churn")
@@ -109,6 +109,31 @@ def test_a_model_that_lost_falls_back_says_why_and_is_trained_anew(
         refresh_serving(session, serving, now=now, wait=True)
         assert quality(session, "churn")["test"]["e_value"] == 1.0
     np.testing.assert_array_equal(serving.get("churn").predict(X), model.predict(X))
+
+
+def test_versions_trained_one_after_the_other_share_one_test(
+    database: Database, world: Lake, model: ServedOutcome, now: datetime, tmp_path: Path
+) -> None:
+    """Trained oftener than outcomes come, each day's served scoring counts once; who chooses by hand begins anew."""
+    for day in range(6):
+        version = day // 2 + 1
+        served = read_churn(write_churn(tmp_path / f"v{version}", version, now))
+        at = now + timedelta(days=day)
+        with database.writing() as session:
+            serve_version(session, "churn", version, tmp_path / f"v{version}", now=at, kind="trained", reason="fine")
+        for hour in (0, 2):
+            keep_scoring(database, world, served, scores_of(1 - TRUTH), as_of=at + timedelta(hours=hour))
+    judge_due(database, world, now=now + timedelta(days=DAYS))
+
+    with database.reading() as session:
+        shown = quality(session, "churn")
+        assert session.get_one(ServingModelRow, "churn").fell_back_at is not None
+    assert shown["test"]["versions"] == [1, 2, 3]
+    assert shown["test"]["outcomes"] == 2 * CONTACTS
+    with database.writing() as session:
+        serve_version(session, "churn", 2, tmp_path / "v2", now=now + timedelta(days=DAYS))
+    with database.reading() as session:
+        assert quality(session, "churn")["test"]["outcomes"] == 0
 
 
 def test_a_challenger_is_judged_beside_the_champion_and_never_lets_it_fall(
