@@ -76,7 +76,7 @@ class Program:
 
     streams: tuple[Stream, ...]
     #: Per stream: first group, end of groups, needs values, needs days, needs hours, answers within µs (0: any event),
-    #: first condition, end of conditions, first scan, end of scans.
+    #: first condition, end of conditions, first scan, end of scans, answers by the hour of their send.
     stream_table: npt.NDArray[np.int64]
     #: Per group: window in µs (-1: everything), first operation, end of operations, has a histogram.
     group_table: npt.NDArray[np.int64]
@@ -238,6 +238,7 @@ def compile_views(view_set: ViewSet) -> Program:
                 len(where_rows),
                 first_scan,
                 len(scan_rows),
+                int(bool(stream.answers_within_hours) and not stream.own_hour),
             ]
         )
     blank = np.zeros(n_columns)
@@ -249,7 +250,7 @@ def compile_views(view_set: ViewSet) -> Program:
             blank[out] = np.nan
     return Program(
         streams=streams,
-        stream_table=np.array(stream_rows, dtype=np.int64).reshape(-1, 10),
+        stream_table=np.array(stream_rows, dtype=np.int64).reshape(-1, 11),
         group_table=np.array(group_rows, dtype=np.int64).reshape(-1, 4),
         operation_table=np.array(operation_rows, dtype=np.int64).reshape(-1, 3),
         scan_table=np.array(scan_rows, dtype=np.int64).reshape(-1, 5),
@@ -828,7 +829,7 @@ def _values(
         with_values = stream_table[s, 2] != 0
         with_days = stream_table[s, 3] != 0
         with_hours = stream_table[s, 4] != 0
-        answers = stream_table[s, 5] != 0
+        by_send = stream_table[s, 10] != 0
         n = counts[s]
         if n == 0:
             continue
@@ -852,7 +853,7 @@ def _values(
                 sums[i + 1] = sums[i] + value[members[s, i]]
         if with_hours:
             for i in range(n):
-                hours[i] = send_hour[members[s, i] - first] if answers else hour[members[s, i]]
+                hours[i] = send_hour[members[s, i] - first] if by_send else hour[members[s, i]]
         if with_days:
             n_days = 0
             day = np.int64(-1)

@@ -123,6 +123,8 @@ class Stream:
     answers_within_hours : int, optional
         An event counts only as the first answer to its send: a mail with the same ``ref`` was sent before it, at most
         this long, and no other event of the stream answered that mail earlier. Its hour is then the hour of the send.
+    own_hour : bool
+        An answer's hour is the hour of the answer instead.
     where : tuple of Where
         Conditions on the events' properties, all of which must hold.
     custom_kinds : tuple of str
@@ -141,8 +143,14 @@ class Stream:
     answers_within_hours: int | None = None
     where: tuple[Where, ...] = ()
     custom_kinds: tuple[str, ...] = ()
+    own_hour: bool = False
 
     def __post_init__(self) -> None:
+        if self.own_hour and not self.answers_within_hours:
+            raise ValueError(
+                f"stream {self.name!r} asks for the answers' own hours and counts every event, at its own hour anyway; "
+                "name answers_within_hours or leave own_hour out"
+            )
         for kind in self.kinds:
             if kind not in KINDS:
                 near = get_close_matches(kind, KINDS, 1)
@@ -173,6 +181,8 @@ class Stream:
             said += ", by a person"
         if self.answers_within_hours:
             said += f", answering a mail within {self.answers_within_hours} h"
+        if self.own_hour:
+            said += ", at its own hour"
         for where in self.where:
             if where.values:
                 said += f", {where.name} in ({', '.join(map(str, where.values))})"
@@ -318,7 +328,11 @@ ACTIVE = Stream(
 ANSWERS = Stream(
     "mail opened or clicked by a person within a day", (EMAIL_OPENED, EMAIL_CLICKED), True, answers_within_hours=24
 )
-ENGAGED = Stream("click, open, order or page", (EMAIL_CLICKED, EMAIL_OPENED, ORDER_COMPLETED, PAGE), human_only=True)
+ANSWERS_BY_OWN_HOUR = Stream(
+    "mail opened or clicked by a person within a day, when it was", (EMAIL_OPENED, EMAIL_CLICKED), True,
+    answers_within_hours=24, own_hour=True,
+)  # fmt: skip
+VISITS = Stream("order, page or screen", (ORDER_COMPLETED, PAGE, SCREEN))
 
 # --- What we measure ---------------------------------------------------------------------------------------------
 
@@ -405,7 +419,15 @@ _SEND_HOUR = (
         "answered_hour", "hour_histogram", ANSWERS, (365,), "hours", "mails",
         "Mails opened or clicked by a person within 24 h, by the local hour they left at.",
     ),
-    FeatureView("active_hour", "hour_histogram", ENGAGED, (365,), "hours", "events", "Signs of life by local hour."),
+    FeatureView(
+        "answer_hour", "hour_histogram", ANSWERS_BY_OWN_HOUR, (365,), "hours", "mails",
+        "The same mails by the local hour at which they were opened or clicked first.",
+    ),
+    FeatureView("visit_hour", "hour_histogram", VISITS, (365,), "hours", "events", "Orders and pages by local hour."),
+    FeatureView(
+        "recent_visit_hour", "hour_histogram", VISITS, (30,), "hours", "events",
+        "Orders and pages of the last 30 days by local hour: a clock that has moved shows here.",
+    ),
 )  # fmt: skip
 
 
@@ -552,6 +574,8 @@ def _definition(view: FeatureView) -> dict[str, Any]:
         if of is None:
             return None
         plain = [list(of.every_kind), of.human_only, of.answers_within_hours]
+        if of.own_hour:
+            plain.append("own_hour")
         return [*plain, sorted(map(where, of.where), key=str)] if of.where else plain
 
     told = {

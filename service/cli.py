@@ -735,6 +735,53 @@ def rollback_model_command(
     _answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves again")
 
 
+@models.command("quality")
+def model_quality_command(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Judged scorings to show.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Whether the scores were right: every scoring whose horizon has passed, against what happened.
+
+    Example: kairos models quality churn
+    """
+    from service.model_quality import judge_due, quality
+
+    with _installation() as (settings, database):
+        lake = _lake(settings)
+        with database.reading() as session:
+            lake.sync(session)
+        judge_due(database, lake, now=datetime.now(UTC))
+        with database.reading() as session:
+            report = _plain(quality(session, name, limit=limit))
+    _answer(report, as_json, _quality_lines)
+
+
+def _quality_lines(report: dict[str, Any]) -> str:
+    waiting, test = report["waiting"], report["test"]
+    lines = [report["says"]] if report["says"] else []
+    for one in report["history"]:
+        head = f"{one['as_of'][:10]}  version {one['version']} ({one['rung']}, {one['role']})"
+        if "metrics" not in one:
+            lines.append(f"{head}: {one['note']}")
+            continue
+        figures, left_out = one["metrics"], f", {one['left_out']:,} left out" if one["left_out"] else ""
+        lines.append(
+            f"{head}: {one['judged']:,} judged{left_out}; ROC AUC {figures['roc_auc']:.3f}, Brier "
+            f"{figures['brier']:.3f}, predicted/actual {figures['predicted_over_actual']:.2f}"
+        )
+        lines += [f"  ALARM {alarm}" for alarm in one["alarms"]]
+    if waiting["scorings"]:
+        lines.append(f"{waiting['scorings']} scorings wait for their horizon, the next until {waiting['next_due_at']}")
+    if test["outcomes"]:
+        lines.append(
+            f"against {test['fallback']}: e-value {test['e_value']:.3g} after "
+            f"{test['outcomes']:,} outcomes; {test['needed']:.0f} would prove that the model does worse"
+        )
+    lines += [f"{one['at'][:19]}  {one['kind']} version {one['version']}: {one['reason']}" for one in report["events"]]
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------------- outcomes
 
 

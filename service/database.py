@@ -7,16 +7,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
+from features.tables import from_micros
 from service import scrub
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -124,6 +126,15 @@ class Database:
         """Close every pooled connection."""
         self.engine.dispose()
         self._writer.dispose()
+
+
+def database_now(session: Session) -> datetime:
+    """The database's own clock, which leases run on: workers' clocks may differ, and business time may be simulated."""
+    if session.get_bind().dialect.name == "postgresql":
+        query = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint"
+    else:
+        query = "SELECT CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+    return from_micros(session.execute(text(query)).scalar_one())
 
 
 def _configure_sqlite(is_durable: bool, cache_kib: int, connection: Any, _record: Any) -> None:

@@ -17,19 +17,21 @@ send                   cancelled if it was open; keeps key, template, state and 
 decision               keeps key, arm, propensity and times; the caller's own word for the occasion goes
 reward, learner_cell,  stay: counts by decision and by arm; sums and single values without a contact
 snapshot,
-feature_check
+feature_check,
+scoring
 template, experiment,  stay: written for everybody
 arm, outcome,
 serving_model,
 api_key, counter,
-cursor, job
+cursor, job,
+model_event
 erasure                key and times: until the files have followed, and so that nothing of an old state comes back
 =====================  ==========================================================================================
 
-Of the files, lines of ``HOME/rejected`` are found by name and go first; lake, snapshots, training sets, mails of the
-outbox and the database's own free pages follow in `service.erase_files`. A model's folder holds what was learned from
-many, with extreme values and eight golden vectors that no key goes with: it stays until the model is trained again.
-Logs hold ids only; backups and files outside HOME are their owner's to deal with.
+Of the files, lines of ``HOME/rejected`` are found by name and go first; lake, snapshots, training sets, kept scores,
+mails of the outbox and the database's own free pages follow in `service.erase_files`. A model's folder holds what was
+learned from many, with extreme values and eight golden vectors that no key goes with: it stays until the model is
+trained again. Logs hold ids only; backups and files outside HOME are their owner's to deal with.
 """
 
 from __future__ import annotations

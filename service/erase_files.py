@@ -1,4 +1,4 @@
-"""Erase, second step: the lake, its snapshots and training sets, the outbox and the database's free pages follow.
+"""Erase, second step: the lake and what lies beside it, the outbox and the database's free pages follow.
 
 Every part may be done again, so a crash anywhere leaves the erasure waiting for the next round and nothing half done.
 """
@@ -24,6 +24,7 @@ from service.erase import awaiting_files, take_away
 from service.flow.deliver import ATTEMPT_LEASE_SECONDS, database_now
 from service.settings import Settings
 from service.tables import ErasureRow, SendRow
+from training.score_files import erase_from_scores
 from training.training_sets import erase_from_training_sets
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def finish_erasures(database: Database, lake: Lake, settings: Settings, *, now: 
         erase_from_snapshots(lake, waiting, session=session)
     with database.reading() as session:
         erase_from_training_sets(lake, waiting, session=session)
+    with database.reading() as session:
+        erase_from_scores(lake, waiting, session=session)
     with database.reading() as session:
         leaving = _still_leaving(session, waiting)
         _remove_mails(settings.home / "outbox", set(_sends_of(session, waiting)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from itertools import repeat
 from pathlib import Path
@@ -18,12 +19,16 @@ from features.lake import Lake
 from features.tables import to_micros
 from service.database import Database
 from service.errors import Conflict, NotFound
+from service.flow.predict import refresh_serving
+from service.model_quality import judge_due, keep_scoring, note_event, prune_scores
 from service.outcomes import find_outcome
 from service.settings import Settings
 from service.tables import PredictionRow, ServingModelRow
 from training.history import log_span, usual_horizon_days
 from training.scoring import Scores, score
-from training.serving import ServedModel
+from training.serving import BrokenModel, ServedModel, Serving, load_model, read_card
+
+log = logging.getLogger(__name__)
 
 MODELS = ("churn", "conversion", "send_hour")
 
@@ -82,15 +87,34 @@ def train_model(
             definition=definition,
             session=session,
         )
-    if version.promoted:
-        with database.writing() as session:
-            serve_version(session, name, version.version, version.folder, now=now)
+    with database.writing() as session:
+        if version.promoted:
+            serve_version(session, name, version.version, version.folder, now=now, kind="trained", reason=version.gate)
+        else:
+            row = session.get(ServingModelRow, name, with_for_update=True)
+            if row is not None:
+                row.challenger_version, row.challenger_path = version.version, str(version.folder)
     return version
 
 
-def serve_version(session: Session, name: str, version: int, folder: Path, *, now: datetime) -> None:
-    """Name the files that serve ``name`` from now on; the ones before stay known as previous."""
+def serve_version(
+    session: Session,
+    name: str,
+    version: int,
+    folder: Path,
+    *,
+    now: datetime,
+    kind: str = "promoted",
+    reason: str = "",
+) -> None:
+    """Name the files that serve ``name`` from now on; the ones before stay known as previous.
+
+    A model that had fallen back answers in full again. Its test begins anew then, and when a person chooses a version
+    or asks another question; a version that was trained anew goes on with it: trained weekly, none would serve until
+    its own outcomes are known.
+    """
     row = session.get(ServingModelRow, name, with_for_update=True)
+    note_event(session, name, kind, version, reason or "by hand", now=now)
     if row is None:
         session.add(
             ServingModelRow(
@@ -101,31 +125,52 @@ def serve_version(session: Session, name: str, version: int, folder: Path, *, no
                 previous_path=None,
                 quantiles=None,
                 promoted_at=now,
+                tested_from=now,
             )
         )
-    elif row.version != version:
+        session.flush()
+        return
+    if kind != "trained" or row.fell_back_at is not None or not _ask_the_same(Path(row.path), folder):
+        row.tested_from = now
+    if row.version != version:
         row.previous_version, row.previous_path = row.version, row.path
         row.version, row.path, row.promoted_at, row.quantiles = version, str(folder), now, None
+    row.fell_back_at = row.fell_back_why = None
+    if row.challenger_version == version:
+        row.challenger_version = row.challenger_path = None
     session.flush()
 
 
+def _ask_the_same(one: Path, other: Path) -> bool:
+    """Whether the versions in these folders await the same outcome over the same days."""
+    try:
+        cards = [read_card(folder) for folder in (one, other)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return cards[0].horizon_days == cards[1].horizon_days and cards[0].outcome == cards[1].outcome
+
+
 def promote_model(database: Database, settings: Settings, name: str, version: int, *, now: datetime) -> None:
-    """Let a registered version serve.
+    """Let a registered version serve, once its files were loaded and gave their golden rows what they should.
 
     Raises
     ------
     LookupError
         If the registry has no such version.
+    BrokenModel
+        If its files are missing or altered; nothing has changed then.
     """
-    from training.registry import promote
+    from training import registry
 
-    folder = promote(name, version, tracking_uri=settings.tracking_uri)
+    folder = registry.model_version(name, version, tracking_uri=settings.tracking_uri).folder
+    load_model(folder)
+    registry.promote(name, version, tracking_uri=settings.tracking_uri)
     with database.writing() as session:
         serve_version(session, name, version, folder, now=now)
 
 
 def rollback_model(database: Database, settings: Settings, name: str, *, now: datetime) -> int:
-    """Let the version before serve again; returns its number.
+    """Let the version before serve again, with the registry or without it; returns its number.
 
     Raises
     ------
@@ -133,15 +178,28 @@ def rollback_model(database: Database, settings: Settings, name: str, *, now: da
         If the model never served.
     Conflict
         If it has no earlier version.
+    BrokenModel
+        If the files of the earlier version are missing or altered; nothing has changed then.
     """
     with database.reading() as session:
         row = session.get(ServingModelRow, name)
         if row is None:
             raise NotFound(f"no model {name!r} serves; run `kairos train {name}`")
-        if row.previous_version is None:
+        if row.previous_version is None or row.previous_path is None:
             raise Conflict(f"{name} version {row.version} is the first that served; there is none to go back to")
-        previous = row.previous_version
-    promote_model(database, settings, name, previous, now=now)
+        previous, folder, reason = row.previous_version, Path(row.previous_path), f"from version {row.version}"
+    load_model(folder)
+    with database.writing() as session:
+        serve_version(session, name, previous, folder, now=now, kind="rolled_back", reason=reason)
+    from training import registry
+
+    try:
+        registry.promote(name, previous, tracking_uri=settings.tracking_uri)
+    except Exception as error:  # what serves stands in the database: a registry that is away must not keep it
+        log.warning(
+            "%s %d serves, but the registry could not be told: %s", name, previous, error,
+            extra={"action": "registry_not_told", "model": name},
+        )  # fmt: skip
     return previous
 
 
@@ -153,10 +211,47 @@ def score_contacts(
     as_of: datetime,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Scores of every contact that the model applies to, stored as its newest."""
+    """Scores of every contact that the model applies to, stored as its newest and kept to be judged by outcomes."""
     scores = score(lake, model, as_of)
     store_scores(database, model.name, model.version, scores, as_of=as_of, progress=progress)
+    keep_scoring(database, lake, model, scores, as_of=as_of)
     return scores
+
+
+def score_round(database: Database, lake: Lake, *, now: datetime, only: Collection[str] = MODELS) -> dict[str, str]:
+    """Score with every serving model and, in its shadow, with its challenger; then judge what has come of age.
+
+    Returns
+    -------
+    dict of str to str
+        What was done or went wrong, by model; a model that fails does not keep the others.
+    """
+    serving, told = Serving(), {}
+    with database.reading() as session:
+        lake.sync(session)
+        refresh_serving(session, serving, now=now, wait=True)
+        rows = session.scalars(select(ServingModelRow).order_by(ServingModelRow.name)).all()
+    for row in rows:
+        if row.name not in only:
+            continue
+        model = serving.get(row.name)
+        if model is None:
+            told[row.name] = serving.why.get(row.name, "does not serve")
+            continue
+        scores = score_contacts(database, lake, model, as_of=now)
+        told[row.name] = f"{len(scores):,} contacts scored by version {model.version}"
+        if row.challenger_version is not None and row.challenger_path is not None:
+            try:
+                challenger = load_model(Path(row.challenger_path))
+            except (BrokenModel, OSError) as error:
+                told[row.name] += f"; challenger {row.challenger_version} not scored: {error}"
+                continue
+            if keep_scoring(database, lake, challenger, score(lake, challenger, now), as_of=now, role="challenger"):
+                told[row.name] += f", and by challenger {challenger.version} in its shadow"
+    for judged in judge_due(database, lake, now=now):
+        told[judged.model] = f"{told.get(judged.model, '')}; scoring of {judged.as_of:%Y-%m-%d} judged".strip("; ")
+    prune_scores(database, lake, now=now)
+    return told
 
 
 def store_scores(

@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     vector_log_share: float = Field(
         0.01, ge=0.0, le=1.0, description="Share of contacts whose served vectors are kept 14 days, to be replayed."
     )
+    score_hours: int = Field(
+        24, ge=0, description="Hours between two scorings of all contacts by the worker; 0 = only when asked."
+    )
+    retrain_days: int = Field(
+        7, ge=0, description="Days after which the worker trains a model anew, to serve if it passes; 0 = never."
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     test_data: Path | None = Field(None, description="Folder of real data for the tests.")
     mlflow_tracking_uri: str | None = Field(
@@ -69,6 +75,17 @@ class Settings(BaseSettings):
         validation_alias="MLFLOW_TRACKING_URI",
         description="MLflow's own name; default HOME/mlruns/mlflow.db (default HOME: ./mlruns).",
     )
+
+    def environment(self) -> dict[str, str]:
+        """Variables that give a child process these settings."""
+        variables = {}
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if value is not None:
+                alias = type(self).model_fields[name].validation_alias
+                plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+                variables[str(alias or f"KAIROS_{name.upper()}")] = plain
+        return variables
 
     @field_validator("timezone")
     @classmethod

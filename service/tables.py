@@ -371,6 +371,8 @@ class ServingModelRow(Base):
     #: Trained and not promoted: scored in the shadow of the champion, so that outcomes can compare the two.
     challenger_version: Mapped[int | None]
     challenger_path: Mapped[str | None] = mapped_column(Text)
+    #: Scorings from here on count in the test that lets the model fall back: since a person chose it, or it fell back.
+    tested_from: Mapped[datetime]
     #: Since when the version answers with its own lower rung, and what proved that it has to; None while it need not.
     fell_back_at: Mapped[datetime | None]
     fell_back_why: Mapped[str | None] = mapped_column(Text)
@@ -413,7 +415,7 @@ class ModelEventRow(Base):
     event_id: Mapped[str] = mapped_column(String(40), primary_key=True)
     model: Mapped[str] = mapped_column(String(60))
     at: Mapped[datetime]
-    #: promoted | rolled_back | fell_back
+    #: trained (and promoted) | promoted (by hand) | rolled_back | fell_back
     kind: Mapped[str] = mapped_column(String(16))
     version: Mapped[int]
     reason: Mapped[str] = mapped_column(Text)

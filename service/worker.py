@@ -18,6 +18,7 @@ from service.flow.deliver import Receipts, claim, deliver, recover
 from service.flow.render import gather, render
 from service.flow.reward import learn
 from service.hits import settle
+from service.job_runner import JobRunner
 from service.links import LinkBook
 from service.providers.base import provider_from_url
 from service.settings import Settings
@@ -249,6 +250,7 @@ async def _run(
     rounds, failures = 0, 0
     worker = Worker(database, settings, clock, lake)
     daily = None if lake is None else Daily(database, settings, clock, lake)
+    jobs = None if lake is None else JobRunner(database, settings, clock)
     while not stop.is_set():
         started = time.monotonic()
         try:
@@ -262,14 +264,17 @@ async def _run(
             await asyncio.sleep(min(LONGEST_PAUSE_SECONDS, 2.0**failures))
             continue
         rounds += 1
-        if daily is not None:
+        if daily is not None and jobs is not None:
             daily.look()
+            await asyncio.to_thread(jobs.look)
         if once or (until_idle and done.is_idle):
             break
         if done.is_idle:
             await asyncio.sleep(max(0.0, IDLE_SECONDS - (time.monotonic() - started)))
     if daily is not None:
         await asyncio.to_thread(daily.wait, None if once or until_idle else DAILY_STOP_SECONDS)
+    if jobs is not None:
+        await asyncio.to_thread(jobs.wait if once or until_idle else jobs.stop)
     return rounds
 
 

@@ -17,6 +17,7 @@ from features.events import EventColumns
 from features.labels import known_since, label, observed, orders_within
 from features.lake import Lake
 from features.offline import historical_features, map_buckets
+from features.properties import hash_ref
 from features.snapshots import events_upto
 from features.views import ViewSet
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, HUMAN_PPM
@@ -31,6 +32,7 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 DAY_MICROS = 86_400_000_000
+HOUR_MICROS = DAY_MICROS // 24
 #: Days between two snapshots, about; a contact's vectors a few days apart tell nearly the same story twice.
 SNAPSHOT_DAYS = 14
 MAX_SNAPSHOTS = 26
@@ -281,25 +283,42 @@ class _SendsOfBucket:
     seq: int
 
     def __call__(self, lake: Lake, bucket: int) -> Sends:
-        return sends_of(events_upto(lake.read_bucket(bucket), self.seq), self.as_of)
+        return sends_of(events_upto(lake.read_bucket(bucket, with_properties=True), self.seq), self.as_of)
 
 
 def sends_of(columns: EventColumns, as_of: int) -> Sends:
-    """Closed sends among ``columns``; an open or click of a person answers the send with its ``ref``."""
-    window = ANSWER_WINDOW_HOURS * 3_600_000_000
+    """Closed sends among ``columns``; an open or click of a person answers the send with its ``ref``.
+
+    Propensities are those that the sends logged (property ``hour_propensity``); NaN where none was, or none was read.
+    """
+    window = ANSWER_WINDOW_HOURS * HOUR_MICROS
     columns = columns.take(columns.received_at <= as_of)
     sent = columns.take(columns.of_kind(EMAIL_SENT) & (columns.occurred_at + window <= as_of))
     is_human = columns.human_ppm >= HUMAN_PPM
     answers = columns.take(columns.of_kind(EMAIL_OPENED, EMAIL_CLICKED) & is_human & (columns.ref != 0))
-    answered = np.zeros(len(sent), dtype=bool)
+    delays = np.full(len(sent), window + 1, dtype=np.int64)
     if len(sent) and len(answers):
         order = np.argsort(sent.ref, kind="stable")
         place = np.minimum(np.searchsorted(sent.ref[order], answers.ref), len(sent) - 1)
         send = order[place]
         delay = answers.occurred_at - sent.occurred_at[send]
         is_answer = (sent.ref[send] == answers.ref) & (sent.contact_key[send] == answers.contact_key)
-        answered[send[is_answer & (delay >= 0) & (delay <= window)]] = True
-    return Sends(sent.contact_key, sent.occurred_at, sent.hour_of_week.astype(np.int64) % HOURS, answered)
+        in_time = is_answer & (delay >= 0) & (delay <= window)
+        np.minimum.at(delays, send[in_time], delay[in_time])
+    answered = delays <= window
+    hour = sent.hour_of_week.astype(np.int64) % HOURS
+    delay_hours = np.where(answered, delays / HOUR_MICROS, np.nan)
+    return Sends(sent.contact_key, sent.occurred_at, hour, answered, _numbers(sent, "hour_propensity"), delay_hours)
+
+
+def _numbers(columns: EventColumns, name: str) -> Array:
+    """The number that each event's property ``name`` holds; NaN where it holds none."""
+    numbers = np.full(len(columns), np.nan)
+    told = columns.properties
+    if told is not None and len(told.name):
+        at = np.flatnonzero(told.name == hash_ref(name))
+        numbers[np.searchsorted(told.start, at, side="right") - 1] = told.number[at]
+    return numbers
 
 
 def vectors_of(

@@ -291,7 +291,7 @@ class ServedHours(_Served):
         return self.model.predict(self._checked(X))
 
     def levels(self, X: Array) -> list[str]:
-        """``contact`` where the curve is a contact's own, else ``global``."""
+        """Whose habits each curve is made of: ``contact``, ``persona``, ``segment``, ``global`` or ``default``."""
         return self.model.levels(self._checked(X))
 
     def reasons(self, X: Array) -> list[list[Reason]]:

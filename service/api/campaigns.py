@@ -36,7 +36,10 @@ class CampaignBody(BaseModel):
 
     name: str = Field(min_length=1, max_length=200)
     template_id: str = Field(min_length=1, max_length=60)
-    audience: dict[str, Any] = Field(description='{"everyone": true} or {"user_ids": ["…", …]}')
+    audience: dict[str, Any] = Field(
+        description='{"everyone": true} or {"user_ids": ["…", …]}; with "models": ["churn"] where its scores picked '
+        "them, so that outcomes can judge the scores without them"
+    )
     window_start: datetime
     window_end: datetime
     experiments: list[str] = Field(default=[], max_length=20)

@@ -28,6 +28,7 @@ def ready(here: Installation = Depends(installation)) -> JSONResponse:
         "status": "ready" if is_ready else "not ready",
         "checks": {check.name: "ok" if check.ok else check.says for check in checks},
         "models": here.serving.versions,
+        "models_why": here.serving.why,
     }
     return JSONResponse(body, 200) if is_ready else JSONResponse(body, 503, {"Retry-After": str(RETRY_SECONDS)})
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests, events, sends by state, the newest check of the feature store."""
+"""Prometheus metrics: requests, events, sends by state, the feature store's newest check, the models' quality."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.clock import Clock
 from service.database import Database
 from service.feature_checks import latest_check
+from service.model_quality import newest_judged, running_test
 from service.served_vectors import VectorLog
-from service.tables import SendRow
+from service.tables import SendRow, ServingModelRow
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Metrics:
             self.events.labels(outcome)
         self.registry.register(_SendsByState(database))
         self.registry.register(_FeatureStore(database, clock, vectors))
+        self.registry.register(_Models(database))
 
 
 class _SendsByState(Collector):
@@ -86,6 +88,53 @@ class _FeatureStore(Collector):
             return
         if check is not None:
             yield from _found(check.report, (self._clock.now() - check.checked_at).total_seconds())
+
+
+class _Models(Collector):
+    """What outcomes said of the models: the newest judged scoring of each, served and in the shadow."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def describe(self) -> Iterable[Metric]:
+        return [GaugeMetricFamily("kairos_model_alarms", "Alarms of the newest judged scoring.", labels=["model"])]
+
+    def collect(self) -> Iterable[Metric]:
+        try:
+            with self._database.reading() as session:
+                rows = newest_judged(session)
+                serving = session.scalars(select(ServingModelRow).order_by(ServingModelRow.name)).all()
+                tests = {row.name: running_test(session, row)["e_value"] for row in serving}
+        except SQLAlchemyError as error:
+            log.warning("the models' quality is not read: %s", error, extra={"action": "metrics_without_models"})
+            return
+        labels = ["model", "version", "role"]
+        gauges = {
+            "roc_auc": GaugeMetricFamily("kairos_model_roc_auc", "ROC AUC on real outcomes.", labels=labels),
+            "brier": GaugeMetricFamily("kairos_model_brier", "Brier score on real outcomes.", labels=labels),
+            "predicted_over_actual": GaugeMetricFamily(
+                "kairos_model_predicted_over_actual", "Total predicted over total actual.", labels=labels
+            ),
+        }
+        alarms = GaugeMetricFamily("kairos_model_alarms", "Alarms of the newest judged scoring.", labels=labels)
+        for row in rows:
+            result = row.result or {}
+            place = [row.model, str(row.version), row.role]
+            alarms.add_metric(place, len(result.get("alarms", [])))
+            for name, gauge in gauges.items():
+                value = result.get("metrics", {}).get(name)
+                if value is not None:
+                    gauge.add_metric(place, value)
+        fallen = GaugeMetricFamily(
+            "kairos_model_fell_back", "1 where a model answers with its lower rung.", labels=["model"]
+        )
+        proof = GaugeMetricFamily(
+            "kairos_model_loss_e_value", "Evidence that the model does worse than its lower rung.", labels=["model"]
+        )
+        for served in serving:
+            fallen.add_metric([served.name], served.fell_back_at is not None)
+            proof.add_metric([served.name], tests[served.name])
+        yield from (*gauges.values(), alarms, fallen, proof)
 
 
 def _logged_vectors(vectors: VectorLog) -> Metric:

@@ -119,11 +119,9 @@ def shown_predictions(
 ) -> list[dict[str, Any]]:
     """Predictions as the API answers them, one object a contact; ``why`` says what each null is for."""
     keys = [int(key) for key in predictions.contact_keys]
-    zones: dict[int, str | None] = {
-        key: zone
-        for key, zone in session.execute(
-            select(ContactRow.contact_key, ContactRow.timezone).where(ContactRow.contact_key.in_(keys))
-        )
+    asked = select(ContactRow.contact_key, ContactRow.timezone, ContactRow.timezone_source)
+    zones: dict[int, tuple[str | None, str | None]] = {
+        key: (zone, source) for key, zone, source in session.execute(asked.where(ContactRow.contact_key.in_(keys)))
     }
     shown = []
     for i, (user_id, key) in enumerate(zip(user_ids, keys, strict=True)):
@@ -148,9 +146,11 @@ def shown_predictions(
         if predictions.hours is not None:
             hours = predictions.hours
             usable = bool(hours.is_usable[i])
+            zone, source = zones.get(key, (None, None))
             one["send_hour"] = {
                 "best_local_hour": int(hours.probabilities[i].argmax()) if usable else None,
-                "timezone": zones.get(key) or settings.timezone,
+                "timezone": zone or settings.timezone,
+                "timezone_source": source or "explicit" if zone else "installation",
                 "probabilities": hours.probabilities[i].tolist(),
                 "level": hours.level[i],
                 "rung": hours.rung,

@@ -46,11 +46,25 @@ def check_rule(rule: Mapping[str, Any]) -> None:
     if dict(rule) == {"everyone": True}:
         return
     user_ids = rule.get("user_ids")
-    if set(rule) == {"user_ids"} and isinstance(user_ids, list) and user_ids:
+    if {"user_ids"} <= set(rule) <= {"user_ids", "models"} and isinstance(user_ids, list) and user_ids:
+        models = rule.get("models", [])
+        if not isinstance(models, list) or not all(isinstance(name, str) and name for name in models):
+            raise Invalid('audience.models lists the models whose scores picked the contacts, such as ["churn"]')
         if all(isinstance(user_id, str) for user_id in user_ids):
             return
         raise Invalid('audience.user_ids holds a value that is no string; write ids as strings, such as ["42"]')
     raise Invalid(f'audience {dict(rule)!r} is not understood; write {{"everyone": true}} or {{"user_ids": ["…", …]}}')
+
+
+def models_of(rule: Mapping[str, Any]) -> list[str]:
+    """Models whose scores picked the audience; its mails cannot judge these scores, so they tell their names.
+
+    Examples
+    --------
+    >>> models_of({"user_ids": ["42"], "models": ["churn"]}), models_of({"everyone": True})
+    (['churn'], [])
+    """
+    return sorted(set(rule.get("models", [])))
 
 
 def find_audience(session: Session, rule: Mapping[str, Any], *, as_of: datetime) -> Audience:

@@ -69,7 +69,7 @@ class Hours:
     probabilities : ndarray of float64, shape (n_contacts, 24)
         P(a person answers within 24 h | sent at local hour h).
     level : tuple of str
-        Whose habits answered: ``global`` or ``contact``.
+        Whose habits answered: ``contact``, ``persona``, ``segment``, ``global`` or ``default``.
     is_usable : ndarray of bool, shape (n_contacts,)
         False where the hours do not provably differ: no hour is then called best.
     """

@@ -119,7 +119,7 @@ def naive_members(known: list[Event], stream: Stream) -> list[tuple[Event, int]]
             continue
         at, send = sends[-1]
         if not any(at < other < place and rival.ref == event.ref for other, rival in members):
-            answers.append((event, send.hour_of_week))
+            answers.append((event, event.hour_of_week if stream.own_hour else send.hour_of_week))
     return answers
 
 
@@ -534,7 +534,7 @@ def test_an_answer_counts_once_at_the_hour_of_its_send():
     vector = named([sent, opened, clicked], 3.0, SEND_HOUR_VIEWS)
 
     assert {name: value for name, value in vector.items() if value} == {
-        "sent_hour_09": 1, "answered_hour_09": 1, "active_hour_15": 1, "active_hour_16": 1,
+        "sent_hour_09": 1, "answered_hour_09": 1, "answer_hour_15": 1,
     }  # fmt: skip
     assert named([sent, on_time], 3.0, SEND_HOUR_VIEWS)["answered_hour_09"] == 1
     assert named([sent, slow], 3.0, SEND_HOUR_VIEWS)["answered_hour_09"] == 0

@@ -39,11 +39,22 @@ def test_the_default_set_has_its_families():
     }  # fmt: skip
 
 
-def test_the_send_hour_set_has_three_histograms_of_24_hours():
+def test_the_send_hour_set_has_five_histograms_of_24_hours():
     """In the order that the model reads them."""
-    assert SEND_HOUR_VIEWS.names == tuple(
-        f"{name}_hour_{hour:02d}" for name in ("sent", "answered", "active") for hour in range(24)
-    )
+    names = ("sent_hour", "answered_hour", "answer_hour", "visit_hour", "recent_visit_hour")
+    assert SEND_HOUR_VIEWS.names == tuple(f"{name}_{hour:02d}" for name in names for hour in range(24))
+
+
+def test_own_hours_are_asked_of_answers_only():
+    """Of every event the hour is its own anyway; the flag changes the set's version, its absence does not."""
+    with pytest.raises(ValueError, match="answers_within_hours"):
+        Stream("mail opened", ("Email Opened",), own_hour=True)
+    answers = Stream("answers", ("Email Opened",), True, answers_within_hours=24)
+    own = dataclasses.replace(answers, own_hour=True)
+    sets = [ViewSet("s", (FeatureView("h", "hour_histogram", of, (30,), "f", "u", "d"),)) for of in (answers, own)]
+
+    assert sets[0].version != sets[1].version
+    assert all(ViewSet.from_definition(one.definition()).version == one.version for one in sets)
 
 
 @pytest.mark.parametrize("views", VIEW_SETS.values(), ids=VIEW_SETS)

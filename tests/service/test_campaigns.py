@@ -87,6 +87,7 @@ def test_cancelling_leaves_nothing_planned(shop, settings, now):
         ({"audience": {"everyone": False}}, Invalid, "not understood"),
         ({"audience": {"user_ids": []}}, Invalid, "not understood"),
         ({"audience": {"user_ids": [7]}}, Invalid, "no string"),
+        ({"audience": {"user_ids": ["u1"], "models": "churn"}}, Invalid, "lists the models"),
     ],
 )
 def test_a_draft_that_cannot_be_is_refused_with_the_value(shop, now, changes, error, words):

@@ -67,6 +67,7 @@ from service.worker import Worker
 from tests.service.mailing import send_row
 from training import conversion
 from training.datasets import DAY_MICROS, Definition, training_set
+from training.score_files import KeptScores, keep_scores
 from training.serving import Serving
 from training.training_sets import reproduce, save
 
@@ -301,6 +302,9 @@ def shop(home_database: tuple[Database, Settings], now: datetime) -> Shop:
     asked = Definition(CONVERSION, conversion.POPULATION, 14, "an order")
     data = training_set(lake, DEFAULT_VIEWS, asked, [to_micros(now) - n * 14 * DAY_MICROS for n in (1, 2, 3)])
     manifest = save(lake, "conversion", data, saved_at=now)
+    everybody = np.array(sorted(keys.values()))
+    chance = np.full(len(everybody), 0.5, dtype=np.float32)
+    keep_scores(lake, "churn", 1, to_micros(now), KeptScores(everybody, chance, chance))
     return Shop(
         database, settings, lake, now, keys[CANARY], sorted(set(keys.values()) - {keys[CANARY]}), experiment_id,
         campaigns[0], campaigns[1], made.decision_id[0], manifest,
@@ -326,7 +330,7 @@ def test_a_search_of_every_table_and_file_finds_nothing(shop: Shop):
     )  # fmt: skip
     for table in places:
         assert f"table {table}" in before or table == "send", table
-    for file in ("outbox/", "rejected/", "lake/bucket=", "lake/vectors/", "lake/training/", "values"):
+    for file in ("outbox/", "rejected/", "lake/bucket=", "lake/vectors/", "lake/training/", "lake/scores/", "values"):
         assert file in before, file
     assert ("kairos.db" in before) == shop.database.is_sqlite
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from features.events import EventColumns, hash_ref
 from features.labels import CONVERSION
+from features.properties import PropertyColumns
 from features.tables import to_micros
 from features.views import DEFAULT_VIEWS
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, EMAIL_SENT, KINDS
@@ -67,6 +70,16 @@ def test_a_send_is_answered_by_a_person_within_a_day_and_by_nothing_else() -> No
 
     assert sends.hour.tolist() == [9, 10, 11]
     assert sends.answered.tolist() == [True, False, False]
+    np.testing.assert_array_equal(sends.delay_hours, [3, np.nan, np.nan])
+
+
+def test_a_send_brings_the_propensity_that_it_logged() -> None:
+    """NaN where it logged none; a number of that name in another event is not taken for it."""
+    columns = _mail((EMAIL_SENT, 9, "a", -1), (EMAIL_CLICKED, 10, "a", 970_000), (EMAIL_SENT, 11, "b", -1))
+    told = ['{"hour_propensity": 0.275, "local_hour": 9}', '{"hour_propensity": 0.5}', None]
+    sends = sends_of(replace(columns, properties=PropertyColumns.parse(told)), 4 * DAY_MICROS)
+
+    np.testing.assert_array_equal(sends.propensity, [0.275, np.nan])
 
 
 def test_an_answer_that_arrived_later_is_not_known_earlier() -> None:

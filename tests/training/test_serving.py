@@ -17,6 +17,7 @@ import pytest
 from features.views import DEFAULT_VIEWS, ORDERS, SEND_HOUR_VIEWS, FeatureView, ViewSet
 from training.calibration import Calibration
 from training.estimators import RUNGS
+from training.personas import Personas
 from training.send_hour import SendHourModel
 from training.serving import BrokenModel, ModelCard, Population, Serving, Wanted, load_model, stamp_version, write_model
 
@@ -231,7 +232,10 @@ def test_one_row_takes_less_than_a_millisecond(folder) -> None:
 def test_the_send_hour_model_comes_back_whole(tmp_path) -> None:
     """Hours round-trip through their folder with the set of views they belong to."""
     rng = np.random.default_rng(0)
-    hours = SendHourModel("personal", True, 0.2, rng.uniform(0.1, 0.3, 24), np.full(24, 1 / 24), 20.0, np.inf, 3.0)
+    personas = Personas(np.array([0.3, 0.7]), rng.uniform(0.1, 0.3, (2, 2, 24)), np.array([3.0, 1.0]), np.full(2, 5.0))
+    hours = SendHourModel(
+        "personal", True, 0.2, rng.uniform(0.1, 0.3, 24), personas, correction=np.ones(24), prior_events=np.inf
+    )
     card = replace(
         _card("personal", "send_hour"),
         kind="send_hour",
@@ -239,14 +243,14 @@ def test_the_send_hour_model_comes_back_whole(tmp_path) -> None:
         view_set_version=SEND_HOUR_VIEWS.version,
         population=Population(((),), "every contact"),
     )
-    X = rng.poisson(1.0, (30, 72)).astype(float)
+    X = rng.poisson(1.0, (30, 120)).astype(float)
     write_model(tmp_path, card, SEND_HOUR_VIEWS, hours, None, X)
     model = load_model(tmp_path)
 
     np.testing.assert_array_equal(model.predict_hours(X), hours.predict_hours(X))
     assert model.hour_effect
     assert model.contains(X).all()
-    assert set(model.levels(X)) <= {"global", "contact"}
+    assert set(model.levels(X)) <= {"global", "persona", "contact"}
 
 
 def test_serving_swaps_in_the_background_and_keeps_the_old_when_the_new_fails(tmp_path, caplog) -> None:

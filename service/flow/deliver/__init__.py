@@ -12,8 +12,8 @@ import logging
 from collections.abc import Sequence
 
 from service.clock import Clock
-from service.database import Database
-from service.flow.deliver.claiming import Claim, Claimed, claim, database_now
+from service.database import Database, database_now
+from service.flow.deliver.claiming import Claim, Claimed, claim
 from service.flow.deliver.ledger import BACK_OFF, Ledger, Receipts
 from service.flow.deliver.recovery import Recovered, recover
 from service.flow.render import Email, RenderFailure

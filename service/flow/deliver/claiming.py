@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select, text, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from features.tables import from_micros
+from service.database import database_now
 from service.settings import Settings
 from service.suppression import identities_of, mailable
 from service.tables import CampaignRow, SendRow
@@ -192,12 +192,3 @@ def _close(session: Session, send_ids: Sequence[int], state: str, reason: str, n
             .where(SendRow.send_id.in_(send_ids), SendRow.state == "planned")
             .values(state=state, reason=reason[:300], finished_at=now)
         )
-
-
-def database_now(session: Session) -> datetime:
-    """The database's own clock, which leases run on: workers' clocks may differ, and business time may be simulated."""
-    if session.get_bind().dialect.name == "postgresql":
-        query = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint"
-    else:
-        query = "SELECT CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
-    return from_micros(session.execute(text(query)).scalar_one())

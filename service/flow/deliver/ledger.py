@@ -18,13 +18,14 @@ from features.events import NewEvent, append, zone_of
 from features.tables import to_micros
 from features.vocabulary import EMAIL_BOUNCED, EMAIL_SENT, EMAIL_WITHHELD
 from service.clock import Clock
-from service.database import Database
-from service.flow.deliver.claiming import Claimed, barred_sends, database_now
+from service.database import Database, database_now
+from service.flow.audience import models_of
+from service.flow.deliver.claiming import Claimed, barred_sends
 from service.flow.render import Email
 from service.group_commit import GroupCommit
 from service.providers.base import Receipt
 from service.suppression import address_hmac, suppress
-from service.tables import DecisionRow, SendRow
+from service.tables import CampaignRow, DecisionRow, SendRow
 
 #: Waits before the second, third and every later try of a deferred mail.
 BACK_OFF = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=4))
@@ -77,6 +78,8 @@ class Ledger:
             database, self._write, wait_seconds=GROUP_SECONDS, largest=LARGEST_GROUP
         )
         self._written: list[asyncio.Future[str]] = []
+        #: By campaign, the models whose scores picked its audience.
+        self._models: dict[str | None, list[str]] = {None: []}
         self._conversations = 0
         #: Conversations that wait for their mail to be marked ``attempting``.
         self._waiting = 0
@@ -210,7 +213,7 @@ class Ledger:
         if bad:
             hmacs = [address_hmac(self._pepper, entry.email.recipient) for entry in bad if entry.email]
             suppress(session, hmacs, reason="hard_bounce", source="smtp", now=bad[0].at)
-        events = _events(session, entries)
+        events = _events(session, entries, self._models)
         if events:
             append(session, events, received_at=max(event.occurred_at for event in events))
 
@@ -224,11 +227,14 @@ def _still_held(session: Session, sends: Iterable[Claimed]) -> set[int]:
     return set(session.execute(query.order_by(SendRow.send_id).with_for_update()).scalars())
 
 
-def _events(session: Session, entries: Iterable[_Entry]) -> list[NewEvent]:
+def _events(session: Session, entries: Iterable[_Entry], models: dict[str | None, list[str]]) -> list[NewEvent]:
     """Log entries of what left, was held out or came back at once."""
     telling = [entry for entry in entries if entry.state in ("accepted", "held_out") or entry.is_bad_address]
     if not telling:
         return []
+    for campaign_id in {entry.send.campaign_id for entry in telling} - models.keys():
+        rule = session.scalar(select(CampaignRow.audience).where(CampaignRow.campaign_id == campaign_id))
+        models[campaign_id] = models_of(rule or {})
     decisions: dict[int, list[dict[str, Any]]] = defaultdict(list)
     rows = session.execute(
         select(
@@ -269,6 +275,8 @@ def _events(session: Session, entries: Iterable[_Entry]) -> list[NewEvent]:
                 "attempts": send.attempts + (kind == EMAIL_SENT),
                 "decisions": decisions[send.send_id],
             }
+            if models[send.campaign_id]:
+                properties["models"] = models[send.campaign_id]
         events.append(
             NewEvent(
                 contact_key=send.contact_key,

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from service.flow.deliver.claiming import database_now
+from service.database import database_now
 from service.tables import SendRow
 
 

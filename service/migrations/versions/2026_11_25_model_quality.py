@@ -42,6 +42,7 @@ def upgrade() -> None:
     op.create_index("ix_model_event_model", "model_event", ["model", "at"], unique=False)
     op.add_column("serving_model", sa.Column("challenger_version", sa.BigInteger(), nullable=True))
     op.add_column("serving_model", sa.Column("challenger_path", sa.Text(), nullable=True))
+    op.add_column("serving_model", sa.Column("tested_from", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("serving_model", sa.Column("fell_back_at", sa.BigInteger(), nullable=True))
     op.add_column("serving_model", sa.Column("fell_back_why", sa.Text(), nullable=True))
     op.add_column("job", sa.Column("attempts", sa.BigInteger(), nullable=False, server_default="0"))
@@ -56,7 +57,7 @@ def downgrade() -> None:
         op.create_index("ix_prediction_rank", "prediction", ["model", "probability"], unique=False)
     op.drop_column("job", "lease_until")
     op.drop_column("job", "attempts")
-    for column in ("fell_back_why", "fell_back_at", "challenger_path", "challenger_version"):
+    for column in ("fell_back_why", "fell_back_at", "tested_from", "challenger_path", "challenger_version"):
         op.drop_column("serving_model", column)
     op.drop_table("model_event")
     op.drop_table("scoring")

@@ -10,7 +10,7 @@ import pytest
 
 from features.contacts import resolve
 from features.lake import Lake
-from features.views import DEFAULT_VIEWS
+from features.views import DEFAULT_VIEWS, SEND_HOUR_VIEWS
 from service.clock import SimulatedClock
 from service.database import Database
 from service.feature_checks import check_features
@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.tables import PredictionRow
 from training.calibration import Calibration
 from training.estimators import RidgeLogistic
+from training.send_hour import SendHourModel
 from training.serving import ModelCard, Population, stamp_version, write_model
 
 
@@ -74,6 +75,32 @@ def test_what_live_answers_came_from_is_recorded_for_sampled_contacts(
     assert [int(at) for at in np.diff(np.sort(served.as_of))] == [1_000_000, 0, 1_000_000]
     report = check_features(database, Lake(settings.lake, settings.buckets), now=clock.now())
     assert (report["replay"]["compared"], report["replay"]["mismatched"]) == (4, 0)
+
+
+def test_an_hour_says_whose_habits_and_whose_clock_it_is(
+    key: Any, client: Any, database: Database, tmp_path: Path, now: datetime
+):
+    """Level of the answer, and the source of the zone: told, taken from a message, or the installation's."""
+    curve = np.linspace(0.1, 0.3, 24)
+    model = SendHourModel("global", True, 0.2, curve)
+    card = ModelCard(
+        "send_hour", "send_hour", "global", "", SEND_HOUR_VIEWS.name, SEND_HOUR_VIEWS.version, None, "", "", "", {}
+    )
+    write_model(tmp_path / "hours", card, SEND_HOUR_VIEWS, model, None, np.zeros((8, len(SEND_HOUR_VIEWS.names))))
+    stamp_version(tmp_path / "hours", 1)
+    with database.writing() as session:
+        serve_version(session, "send_hour", 1, tmp_path / "hours", now=now)
+        refresh_serving(session, client.app.state.installation.serving, now=now, wait=True)
+    key("POST", "/v1/identify", json={"userId": "told", "traits": {"timezone": "Europe/Oslo"}})
+    key("POST", "/v1/page", json={"userId": "seen", "context": {"timezone": "America/New_York"}})
+    key("POST", "/v1/page", json={"userId": "unknown"})
+
+    many = key("POST", "/v1/predictions", json={"user_ids": ["told", "seen", "unknown"], "models": ["send_hour"]})
+    hours = [one["send_hour"] for one in many.json()["predictions"]]
+    assert [(hour["timezone"], hour["timezone_source"]) for hour in hours] == [
+        ("Europe/Oslo", "explicit"), ("America/New_York", "inferred"), ("UTC", "installation"),
+    ]  # fmt: skip
+    assert {(hour["level"], hour["best_local_hour"]) for hour in hours} == {("global", 23)}
 
 
 def test_a_model_that_serves_answers_with_reasons(key: Any, conversion: str, now: datetime):

@@ -295,6 +295,33 @@ def test_a_holdout_is_made_logged_and_trapped(any_database: Database, settings: 
     assert not events(any_database, EMAIL_SENT)
 
 
+def test_mails_tell_by_which_models_scores_their_audience_was_picked(
+    any_database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    """Sent and withheld alike, so that outcomes can judge the score without them; other campaigns tell nothing."""
+    keys = subscribe(any_database, 3, now=NOW)
+    add_template(any_database, now=NOW)
+    common = {
+        "name": "c", "status": "scheduled", "template_id": "offer", "template_version": 1, "experiments": [],
+        "topic": TOPIC, "window_start": NOW, "window_end": NOW + timedelta(days=1), "holdout_share": 0.0,
+        "timing": "at_start", "created_at": NOW,
+    }  # fmt: skip
+    picked = {"campaign_id": "win-back", "audience": {"user_ids": ["c0", "c1"], "models": ["churn"]}}
+    with any_database.writing() as session:
+        session.execute(
+            insert(CampaignRow), [common | picked, common | {"campaign_id": "news", "audience": {"everyone": True}}]
+        )
+    plan(any_database, keys[:1], now=NOW, campaign_id="win-back")
+    plan(any_database, keys[1:2], now=NOW, campaign_id="win-back", is_holdout=True)
+    plan(any_database, keys[2:], now=NOW, campaign_id="news")
+    send_all(any_database, settings, outbox(tmp_path))
+
+    told = {row.contact_key: json.loads(row.properties).get("models") for row in events(any_database, EMAIL_SENT)}
+    [withheld] = events(any_database, EMAIL_WITHHELD)
+    assert told == {keys[0]: ["churn"], keys[2]: None}
+    assert json.loads(withheld.properties)["models"] == ["churn"]
+
+
 # -- what the provider answers ---------------------------------------------------------------------
 
 

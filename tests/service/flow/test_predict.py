@@ -18,6 +18,7 @@ from service.database import Database
 from service.flow.predict import predict
 from training.calibration import Calibration
 from training.estimators import RidgeLogistic
+from training.personas import Personas
 from training.send_hour import SendHourModel
 from training.serving import ModelCard, Serving, stamp_version, write_model
 
@@ -40,7 +41,8 @@ def _written(folder: Path, name: str, views: ViewSet, now: datetime) -> tuple[in
         )
     else:
         curve = random.uniform(0.1, 0.3, 24)
-        hours = SendHourModel("personal", True, 0.2, curve, np.full(24, 1 / 24), 20.0, np.inf, 3.0)
+        personas = Personas(np.ones(1), random.uniform(0.1, 0.3, (2, 1, 24)), np.array([3.0, 1.0]), np.full(2, 5.0))
+        hours = SendHourModel("personal", True, 0.2, curve, personas, correction=np.ones(24))
         write_model(folder, card, views, hours, None, X)
     stamp_version(folder, 1)
     return 1, folder
