@@ -14,9 +14,10 @@ Array = NDArray[np.float64]
 
 #: A clock has moved when the mean hour of the last 30 days lies further than this from the mean hour before.
 MOVED_HOURS = 3.0
-#: Events needed before and after, and how many standard errors beyond ``MOVED_HOURS`` the move must lie.
+#: Events needed before and after, and how many standard errors beyond ``MOVED_HOURS`` the move must lie: the errors are
+#: those of single events, and pages come in visits of some four.
 MIN_EVENTS = 10
-MOVED_ERRORS = 2.0
+MOVED_ERRORS = 4.0
 #: Below this concentration (resultant length) a round of the day has no mean hour to speak of.
 MIN_CONCENTRATION = 0.3
 #: A zone is claimed when the offset, give or take so many hours, has at least this probability.
