@@ -196,7 +196,7 @@ def do_job(database: Database, settings: Settings, kind: str, parameters: dict[s
     """Do one job; a sentence on what was done."""
     from features.engine import use_engine
     from features.lake import Lake
-    from service.jobs import MODELS, promote_model, rollback_model, score_round, train_model
+    from service.jobs import promote_model, rollback_model, score_round, train_model
 
     if kind == "promote":
         promote_model(database, settings, parameters["name"], parameters["version"], now=now)
@@ -207,7 +207,7 @@ def do_job(database: Database, settings: Settings, kind: str, parameters: dict[s
     use_engine(settings.engine, settings.engine_address)
     lake = Lake(settings.lake, settings.buckets)
     if kind == "score":
-        told = score_round(database, lake, now=now, only=parameters.get("models") or MODELS)
+        told = score_round(database, lake, now=now, only=parameters.get("models"))
         return "; ".join(f"{name}: {said}" for name, said in told.items()) or "no model serves"
     with database.reading() as session:
         lake.sync(session)

@@ -218,8 +218,12 @@ def score_contacts(
     return scores
 
 
-def score_round(database: Database, lake: Lake, *, now: datetime, only: Collection[str] = MODELS) -> dict[str, str]:
+def score_round(
+    database: Database, lake: Lake, *, now: datetime, only: Collection[str] | None = None
+) -> dict[str, str]:
     """Score with every serving model and, in its shadow, with its challenger; then judge what has come of age.
+
+    ``only`` names the models to score with; all that serve by default.
 
     Returns
     -------
@@ -232,7 +236,7 @@ def score_round(database: Database, lake: Lake, *, now: datetime, only: Collecti
         refresh_serving(session, serving, now=now, wait=True)
         rows = session.scalars(select(ServingModelRow).order_by(ServingModelRow.name)).all()
     for row in rows:
-        if row.name not in only:
+        if only is not None and row.name not in only:
             continue
         model = serving.get(row.name)
         if model is None:

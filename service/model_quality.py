@@ -55,11 +55,13 @@ SHOWN = 90
 
 
 def asked_outcome(model: ServedModel) -> Outcome | None:
-    """What the model is asked; None if its scores cannot be judged by a label (``send_hour``)."""
-    own = getattr(model.card, "asked", None)
-    if own is not None:
-        return own if isinstance(own, Outcome) else Outcome(**own)
-    return OUTCOMES.get(model.name)
+    """What the model is asked; None if its scores cannot be judged by a label alone.
+
+    Those are the send hours, and outcomes that only mailed contacts can show: who was not mailed enough is censored.
+    """
+    own = model.card.asked
+    asked = OUTCOMES.get(model.name) if own is None else Outcome.from_dict(own)
+    return None if asked is None or asked.least_deliveries else asked
 
 
 def keep_scoring(
@@ -155,7 +157,13 @@ def _judged(database: Database, lake: Lake, row: ScoringRow, n_jobs: int) -> dic
     asked = {name: value for name, value in row.outcome.items() if name != "says"}
     try:
         closed = closed_scores(
-            lake, find_scores(lake, str(row.folder)), row.model, Outcome(**asked), as_of, row.horizon_days, n_jobs
+            lake,
+            find_scores(lake, str(row.folder)),
+            row.model,
+            Outcome.from_dict(asked),
+            as_of,
+            row.horizon_days,
+            n_jobs,
         )
     except (StoreError, LookupError) as error:
         return {"note": f"its scores could not be judged: {error}", "alarms": []}

@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -259,6 +259,7 @@ def _train_outcome(
         metrics={**metrics_of(judged, seed=seed), "horizon_days": float(asked.horizon_days)},
         population=asked.population if has_bought is None else asked.population.within(has_bought),
         happens=asked.outcome.positive == "some",
+        asked=asdict(asked.outcome),
         anchor_days=None if fitted.curve is None else fitted.curve.anchor_days,
         leads_rung=None if fitted.leads is None else fitted.leads.rung,
         leads_reason=None if fitted.leads is None else fitted.leads.reason,

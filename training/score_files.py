@@ -7,7 +7,6 @@ wait for their outcomes without a row each in the database.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from features.lake import Lake
 from features.snapshots import read_checked
-from features.store import NotWritten, Store, StoredFile, StoreError
+from features.store import Store, StoredFile, StoreError, Unavailable, file_checksum
 from features.tables import from_micros
 
 logger = logging.getLogger(__name__)
@@ -159,8 +158,8 @@ def erase_from_scores(lake: Lake, contact_keys: Collection[int], *, session: Ses
             try:
                 found = _read_manifest(store, folder)
                 after = None if found is None else _without(store, found, gone, buckets)
-            except NotWritten:
-                raise  # the disk's fault, not the file's: it stays, and the erasure is tried again
+            except Unavailable:
+                raise  # the store's fault, not the file's: it stays, and the erasure is tried again
             except StoreError as error:
                 logger.warning(
                     "kept scores are removed, because they cannot be read to erase a contact: %s", error,
@@ -169,6 +168,9 @@ def erase_from_scores(lake: Lake, contact_keys: Collection[int], *, session: Ses
                 found = after = None
             if found is None or after is None:  # nobody writes now: it was broken off
                 _remove(store, folder)
+                continue
+            if after.rows == found.rows:  # an erasure that waits for something else is done again and again
+                _sweep(store, found)
                 continue
             _publish(store, after)
             erased += found.rows - after.rows
@@ -200,8 +202,7 @@ def _write(store: Store, folder: str, bucket: int, scores: KeptScores) -> Stored
         use_dictionary=["fallback"], column_encoding={"contact_key": "DELTA_BINARY_PACKED"},
     )  # fmt: skip
     data = sink.getvalue().to_pybytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    return store.write(f"{folder}/bucket={bucket:03d}-{sha256[:8]}.parquet", data, table.num_rows)
+    return store.write(f"{folder}/bucket={bucket:03d}-{file_checksum(data)[:8]}.parquet", data, table.num_rows)
 
 
 def _read(store: Store, folder: str, file: StoredFile) -> KeptScores:
@@ -222,6 +223,11 @@ def _publish(store: Store, found: ScoreFiles) -> None:
         "files": {str(bucket): asdict(file) for bucket, file in sorted(found.files.items())},
     }
     store.write(f"{found.folder}/{MANIFEST}", json.dumps(content).encode())
+    _sweep(store, found)
+
+
+def _sweep(store: Store, found: ScoreFiles) -> None:
+    """Files that it does not name are deleted: a writer that was killed left them."""
     named = {f"{found.folder}/{name}" for name in (MANIFEST, *(file.name for file in found.files.values()))}
     for path in store.list(found.folder):
         if path not in named:

@@ -119,6 +119,8 @@ class ModelCard:
     #: Rung and reason for never-buyers, where they are answered apart.
     leads_rung: str | None = None
     leads_reason: str | None = None
+    #: The `features.labels.Outcome` as ``dataclasses.asdict`` gives it, so that scores can be judged later.
+    asked: dict[str, Any] | None = None
 
 
 class ServedModel(Protocol):

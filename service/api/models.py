@@ -15,6 +15,7 @@ from service.errors import Invalid, NotFound
 from service.flow.predict import MODELS
 from service.job_queue import enqueue, find_job
 from service.model_quality import quality
+from service.outcomes import find_outcome
 from service.tables import JobRow, ServingModelRow
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -63,7 +64,7 @@ def read_quality(
 @router.post("/models/{name}/promote", status_code=202, dependencies=[Depends(allow("write"))])
 def promote(name: str, body: PromotionBody, here: Installation = Depends(installation)) -> dict[str, Any]:
     """A job that lets a registered version serve, once its files prove whole."""
-    _known(name)
+    _known(name, here)
     return _asked(here, "promote", {"name": name, "version": body.version})
 
 
@@ -77,7 +78,7 @@ def rollback(name: str, here: Installation = Depends(installation)) -> dict[str,
 @router.post("/models/{name}/train", status_code=202, dependencies=[Depends(allow("write"))])
 def train(name: str, body: TrainingBody | None = None, here: Installation = Depends(installation)) -> dict[str, Any]:
     """A job that trains, judges and registers a version; it serves if it passes."""
-    _known(name)
+    _known(name, here)
     asked = body or TrainingBody()
     return _asked(here, "train", {"name": name, "horizon_days": asked.horizon_days})
 
@@ -95,9 +96,16 @@ def _asked(here: Installation, kind: str, parameters: dict[str, Any]) -> dict[st
         return _shown_job(find_job(session, job_id))
 
 
-def _known(name: str) -> None:
-    if name not in MODELS:
-        raise Invalid(f"there is no model {name[:60]!r}; choose from {', '.join(MODELS)}")
+def _known(name: str, here: Installation) -> None:
+    if name in MODELS:
+        return
+    with here.database.reading() as session:
+        try:
+            find_outcome(session, name)
+        except NotFound:
+            raise Invalid(
+                f"there is no model {name[:60]!r}; choose from {', '.join(MODELS)}, or declare an outcome of that name"
+            ) from None
 
 
 def _serving(name: str, here: Installation) -> ServingModelRow:
