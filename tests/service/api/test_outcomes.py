@@ -16,6 +16,7 @@ from service.errors import NotFound
 from service.flow.predict import refresh_serving
 from service.jobs import score_contacts, train_model
 from service.keys import create_key
+from service.model_quality import asked_outcome
 from service.outcomes import declare
 from service.settings import Settings
 from tests.service.calling import Caller, Client
@@ -111,6 +112,8 @@ def test_a_declared_outcome_is_a_model_like_any_other(
     assert model.card.population == parse(SILENT).population_over(30)
     scores = score_contacts(database, lake, model, as_of=world.end)
     assert len(scores) == declared["counts"]["population"]
+    assert asked_outcome(model) == parse(SILENT).definition().outcome
+    assert key("GET", "/v1/models/silent_regulars/quality").json()["waiting"]["scorings"] == 1
     stored = key("GET", "/v1/predictions", params={"model": "silent_regulars", "limit": 200}).json()["items"]
     assert len(stored) == min(200, len(scores))
     asked = {"user_ids": [stored[0]["user_id"]], "models": ["silent_regulars"]}
