@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -325,6 +326,7 @@ def _rounding(rows: _Rows, at: Array) -> Array:
     return np.asarray(directions / np.sqrt(np.maximum(values, 1e-6)))
 
 
+@lru_cache(maxsize=4096)  # a count comes again and again
 def _beta_nodes(a: float, b: float, nodes: int) -> tuple[Array, Array]:
     """Places in (0, 1) and shares summing to 1 with which a sum is the expectation under Beta(a, b).
 

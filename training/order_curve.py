@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ Array = NDArray[np.float64]
 
 #: A date further away than this is not told.
 FARTHEST_DAYS = 3650.0
+#: By which the date of the next order is told.
+NEXT_ORDER_QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,9 @@ class OrderCurve:
 
     def hazard(self, X: Array, log_odds: Array, horizon_days: float) -> Array:
         """Cumulative hazard −log P(no order within the horizon), shape (n,), given the anchor's log-odds."""
-        anchor = np.logaddexp(0.0, log_odds)
         if horizon_days == self.anchor_days:
-            return np.asarray(anchor)
-        ratio = self._baseline(X, horizon_days) / self._baseline(X, self.anchor_days)
-        return np.asarray(anchor * ratio)
+            return np.asarray(np.logaddexp(0.0, log_odds))
+        return self._of(X, log_odds).hazard(horizon_days)
 
     def probability(self, X: Array, log_odds: Array, horizon_days: float) -> Array:
         """P(an order within ``horizon_days``), shape (n,)."""
@@ -66,60 +67,57 @@ class OrderCurve:
 
         BG/NBD's curve is inverted in closed form.
         """
-        wanted = -np.log1p(-quantile) / np.maximum(np.logaddexp(0.0, log_odds), LEAST_HAZARD)  # in anchor hazards
-        days = np.asarray(self.anchor_days * wanted)
-        if self.bgnbd is not None:
-            frequency, recency, T = history(X, self._history)
-            bought = self._has_bought(X)
-            alive = self.bgnbd.probability_alive(frequency, recency, T)
-            within = -np.expm1(-wanted * self._baseline(X, self.anchor_days))
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                left = np.where(within < alive, 1 - within / alive, 0.0)
-                own = (self.bgnbd.alpha + T) * np.expm1(-np.log(left) / (self.bgnbd.r + frequency))
-            days = np.where(bought, own, days)
-        return np.where(days <= FARTHEST_DAYS, days, np.inf)
+        return self._of(X, log_odds).next_order_days(quantile)
 
     def expected_orders(self, X: Array, log_odds: Array, horizon_days: float) -> Array:
         """Expected number of days with an order within the horizon, shape (n,): at least the probability of one.
 
         BG/NBD's expected number, given that there is one, times the probability of one.
         """
-        hazard = self.hazard(X, log_odds, horizon_days)
-        if self.bgnbd is None:
-            return hazard
-        frequency, recency, T = history(X, self._history)
-        expected = self.bgnbd.expected_purchases(frequency, recency, T, horizon_days)
-        chance = np.maximum(self.bgnbd.probability(frequency, recency, T, horizon_days), LEAST_HAZARD)
-        return np.where(self._has_bought(X), -np.expm1(-hazard) * np.maximum(expected / chance, 1.0), hazard)
+        return self._of(X, log_odds).expected_orders(horizon_days)
 
     def expected_value(self, X: Array, log_odds: Array, horizon_days: float) -> Array:
         """Expected money (minor units) of the orders within the horizon, shape (n,); NaN where values are not known."""
+        return self.value_of_an_order(X) * self.expected_orders(X, log_odds, horizon_days)
+
+    def value_of_an_order(self, X: Array) -> Array:
+        """Expected money (minor units) of a day with an order, shape (n,); NaN where values are not known."""
         if self.gamma_gamma is None:
             return np.full(len(X), np.nan)
         days = np.nan_to_num(X[:, self.columns[0]])
         mean = np.nan_to_num(X[:, self.columns[3]]) / np.maximum(days, 1)
         paid = (days > 0) & (mean > 0)
-        value = self.gamma_gamma.expected_value(np.where(paid, days, 0.0), np.where(paid, mean, 0.0))
-        return np.asarray(self.expected_orders(X, log_odds, horizon_days) * value)
+        return self.gamma_gamma.expected_value(np.where(paid, days, 0.0), np.where(paid, mean, 0.0))
+
+    def outlook(self, X: Array, log_odds: Array, horizons: Sequence[float], own: float, farther: float) -> Outlook:
+        """All that is told of each contact, from one look at its history.
+
+        Parameters
+        ----------
+        horizons : sequence of float
+            Days within which the chance of an order is told.
+        own, farther : float
+            Days within which orders and money are expected.
+        """
+        people, value = self._of(X, log_odds), self.value_of_an_order(X)
+        orders = people.expected_orders(own)
+        return Outlook(
+            {h: np.asarray(-np.expm1(-people.hazard(h))) for h in horizons},
+            {name: people.next_order_days(quantile) for name, quantile in NEXT_ORDER_QUANTILES.items()},
+            orders,
+            value * orders,
+            value * people.expected_orders(farther),
+        )
 
     def baseline_probability(self, X: Array, horizon_days: float) -> Array:
         """BG/NBD's own P(an order within the horizon), shape (n,), of buyers; to be judged beside."""
-        return np.asarray(-np.expm1(-self._baseline(X, horizon_days)))
+        return np.asarray(-np.expm1(-self._of(X, np.zeros(len(X))).baseline(horizon_days)))
 
-    @property
-    def _history(self) -> tuple[int, int, int]:
-        return self.columns[:3]
-
-    def _has_bought(self, X: Array) -> NDArray[np.bool_]:
-        return np.asarray(X[:, self.columns[0]] >= 1)
-
-    def _baseline(self, X: Array, horizon_days: float) -> Array:
-        """BG/NBD's cumulative hazard of buyers; that of never-buyers is the horizon itself."""
-        if self.bgnbd is None:
-            return np.full(len(X), float(horizon_days))
-        frequency, recency, T = history(X, self._history)
-        hazard = -np.log1p(-self.bgnbd.probability(frequency, recency, T, horizon_days))
-        return np.where(self._has_bought(X), np.maximum(hazard, np.finfo(float).tiny), float(horizon_days))
+    def _of(self, X: Array, log_odds: Array) -> _People:
+        frequency, recency, T = history(X, self.columns[:3])
+        bought = np.asarray(X[:, self.columns[0]] >= 1)
+        alive = np.ones(len(X)) if self.bgnbd is None else self.bgnbd.probability_alive(frequency, recency, T)
+        return _People(self, bought & (self.bgnbd is not None), frequency, recency, T, alive, np.asarray(log_odds))
 
     def save(self, folder: Path) -> None:
         """Write ``order_curve.json``."""
@@ -145,3 +143,75 @@ class OrderCurve:
             None if content["bgnbd"] is None else BGNBD.from_dict(content["bgnbd"]),
             None if content["gamma_gamma"] is None else GammaGamma.from_dict(content["gamma_gamma"]),
         )
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What contacts are expected to order, each array of shape (n,)."""
+
+    #: Chance of an order by days ahead.
+    within: Mapping[float, Array]
+    #: Days until the next one by `NEXT_ORDER_QUANTILES`; infinite where that is never.
+    next_order_days: Mapping[str, Array]
+    #: Days with an order, and their money in minor units, within the own horizon; and the money within the farther one.
+    orders: Array
+    value_minor: Array
+    farther_value_minor: Array
+
+
+@dataclass(frozen=True)
+class _People:
+    """Contacts as the curve sees them: their history is read once, whatever is asked."""
+
+    curve: OrderCurve
+    #: Mask of those whose baseline is BG/NBD's.
+    bought: NDArray[np.bool_]
+    frequency: Array
+    recency: Array
+    T: Array
+    alive: Array
+    log_odds: Array
+
+    def baseline(self, horizon_days: float) -> Array:
+        """BG/NBD's cumulative hazard of buyers; that of never-buyers is the horizon itself."""
+        if self.curve.bgnbd is None:
+            return np.full(len(self.T), float(horizon_days))
+        hazard = -np.log1p(-self._chance(horizon_days))
+        return np.where(self.bought, np.maximum(hazard, np.finfo(float).tiny), float(horizon_days))
+
+    def hazard(self, horizon_days: float) -> Array:
+        """Cumulative hazard within the horizon."""
+        anchor = np.logaddexp(0.0, self.log_odds)
+        if horizon_days == self.curve.anchor_days:
+            return np.asarray(anchor)
+        return np.asarray(anchor * (self.baseline(horizon_days) / self.baseline(self.curve.anchor_days)))
+
+    def next_order_days(self, quantile: float) -> Array:
+        """Days until the next order with probability ``quantile``; infinite beyond ten years."""
+        anchor = self.curve.anchor_days
+        wanted = -np.log1p(-quantile) / np.maximum(np.logaddexp(0.0, self.log_odds), LEAST_HAZARD)  # anchor hazards
+        days = np.asarray(anchor * wanted)
+        model = self.curve.bgnbd
+        if model is not None:
+            within = -np.expm1(-wanted * self.baseline(anchor))
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                left = np.where(within < self.alive, 1 - within / self.alive, 0.0)
+                own = (model.alpha + self.T) * np.expm1(-np.log(left) / (model.r + self.frequency))
+            days = np.where(self.bought, own, days)
+        return np.where(days <= FARTHEST_DAYS, days, np.inf)
+
+    def expected_orders(self, horizon_days: float) -> Array:
+        """Expected days with an order within the horizon."""
+        hazard, model = self.hazard(horizon_days), self.curve.bgnbd
+        if model is None:
+            return hazard
+        expected = model.expected_purchases(self.frequency, self.recency, self.T, horizon_days)
+        chance = np.maximum(self._chance(horizon_days), LEAST_HAZARD)
+        return np.where(self.bought, -np.expm1(-hazard) * np.maximum(expected / chance, 1.0), hazard)
+
+    def _chance(self, horizon_days: float) -> Array:
+        """BG/NBD's chance of an order within the horizon (Fader, Hardie & Lee 2005)."""
+        model = self.curve.bgnbd
+        assert model is not None
+        none = -(model.r + self.frequency) * np.log1p(horizon_days / (model.alpha + self.T))
+        return np.asarray(self.alive * -np.expm1(none))

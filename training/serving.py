@@ -39,8 +39,6 @@ GOLDEN_FILE, CHECKSUMS_FILE, REFERENCE_FILE = "golden.json", "checksums.json", "
 
 #: Days over which the chance of an order is told beside a model's own horizon.
 HORIZONS = (7, 14, 30, 90)
-#: By which the date of the next order is told.
-NEXT_ORDER_QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
 
 
 class BrokenModel(ValueError):
@@ -245,14 +243,12 @@ class ServedOutcome(_Served):
         if self.orders is None:
             return None
         X = self._checked(X)
-        z, curve = self.estimator.log_odds(X), self.orders
-        own = int(self.card.horizon_days or curve.anchor_days)
-        within = {h: curve.probability(X, z, h) for h in sorted({*horizons, own})}
-        dates = {name: curve.next_order_days(X, z, q) for name, q in NEXT_ORDER_QUANTILES.items()}
+        own = int(self.card.horizon_days or self.orders.anchor_days)
+        found = self.orders.outlook(X, self.estimator.log_odds(X), sorted({*horizons, own}), own, 365)
         amounts = {
-            "expected_orders": curve.expected_orders(X, z, own),
-            "expected_value_minor": curve.expected_value(X, z, own),
-            "expected_value_365d_minor": curve.expected_value(X, z, 365),
+            "expected_orders": found.orders,
+            "expected_value_minor": found.value_minor,
+            "expected_value_365d_minor": found.farther_value_minor,
         }
 
         def told(value: float) -> float | None:
@@ -260,8 +256,8 @@ class ServedOutcome(_Served):
 
         return [
             {
-                "order_within_days": {str(h): float(p[i]) for h, p in within.items()},
-                "next_order_days": {name: told(float(days[i])) for name, days in dates.items()},
+                "order_within_days": {str(h): float(p[i]) for h, p in found.within.items()},
+                "next_order_days": {name: told(float(days[i])) for name, days in found.next_order_days.items()},
                 **{name: told(float(amount[i])) for name, amount in amounts.items()},
             }
             for i in range(len(X))
