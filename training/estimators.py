@@ -149,12 +149,16 @@ class RidgeLogistic:
 
     def log_odds(self, X: Array) -> Array:
         """Raw scores in nats, shape (n,)."""
-        used = np.flatnonzero((self.coefficients != 0) | (self.missing_coefficients != 0))
+        has_say = (self.coefficients != 0) | (self.missing_coefficients != 0)
+        # Picking columns copies them one by one, which costs more than computing a few for nothing.
+        used = np.flatnonzero(has_say) if has_say.mean() < 0.5 else slice(None)
         out = np.empty(len(X))
         for start in range(0, len(X), ROWS_AT_ONCE):
             part = X[start : start + ROWS_AT_ONCE, used]
             missing = ~np.isfinite(part)
-            z = np.log1p(np.abs(part))
+            z = np.abs(part)
+            z += 1
+            np.log(z, out=z)
             np.copysign(z, part, out=z)
             z -= self.center[used]
             z /= self.scale[used]
@@ -196,7 +200,7 @@ class RidgeLogistic:
 def _compress(X: Array) -> tuple[Array, NDArray[np.bool_]]:
     X = np.asarray(X, dtype=np.float64)
     is_missing = ~np.isfinite(X)
-    return np.sign(X) * np.log1p(np.abs(X)), is_missing
+    return np.sign(X) * np.log(1 + np.abs(X)), is_missing  # log1p takes twice as long and adds nothing here
 
 
 def _standardise(compressed: Array, is_missing: NDArray[np.bool_], center: Array, scale: Array) -> Array:
