@@ -16,7 +16,7 @@ from features.views import DEFAULT_VIEWS, ViewSet
 from training import conversion, registry
 from training.datasets import DAY_MICROS, Definition, TrainingSet, log_span, snapshot_instants, training_set
 from training.ladder import NotEnoughData, check_enough
-from training.metrics import roc_auc
+from training.metrics import evaluate, roc_auc
 from training.runs import backtest, define, gate_outcome, train
 from training.serving import load_model
 from training.study import Study
@@ -278,3 +278,46 @@ def test_snapshots_step_so_that_a_horizon_earlier_is_a_snapshot_too() -> None:
 
         assert grid[-1] == newest
         assert set(earlier) <= set(grid)
+
+
+@pytest.mark.data
+def test_churn_on_real_orders_is_never_below_its_best_rival(retail_lake, end_of_day) -> None:
+    """Online Retail, no order in 60 days, two cut-offs: carried over from 30 days, it ranks as well."""
+    cutoffs = [end_of_day(date) for date in ("2011-05-31", "2011-06-30")]
+
+    table = backtest("churn", retail_lake, cutoffs, 60)
+
+    for _, rows in table.groupby("cutoff"):
+        figures = rows.set_index("model")["roc_auc"]
+        assert figures["served"] >= figures.drop("served").max() - 0.005
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("customers", "draws"), [(150, 2), *[pytest.param(n, 6, marks=pytest.mark.slow) for n in (150, 300, 600)]]
+)
+def test_few_customers_get_honest_scores(retail_lake, end_of_day, customers, draws) -> None:
+    """Learned from so few customers of Online Retail, everybody is scored: ROC AUC ≥ .765, Brier skill ≥ .18."""
+    cutoff = to_micros(end_of_day("2011-07-31"))
+    asked = Definition(CONVERSION, conversion.POPULATION, HORIZON, "an order")
+    grid = snapshot_instants(cutoff, log_span(retail_lake, cutoff).first, HORIZON)
+    data = training_set(retail_lake, DEFAULT_VIEWS, asked, grid)
+    everybody, figures = data.at(cutoff), []
+    for draw in range(draws):
+        some = np.random.default_rng(draw).choice(everybody.contact_key, customers, replace=False)
+        few = data.rows(np.isin(data.contact_key, some))
+        fitted = Study(asked, few, few, HORIZON, cutoff, DEFAULT_VIEWS).fit(cutoff)
+        figures.append(evaluate(everybody.y, fitted.probability(everybody.X)))
+
+    assert np.mean([one["roc_auc"] for one in figures]) >= 0.765
+    assert np.mean([one["brier_skill"] for one in figures]) >= 0.18
+
+
+def test_answers_know_nothing_of_outcomes_dealt_out_at_random(shop_set, until) -> None:
+    """The mean ROC AUC over 100 permutations of the outcomes that judge is .5 ± .01."""
+    judged = _study(shop_set, until).judge(until - HORIZON * DAY_MICROS)
+    rng = np.random.default_rng(0)
+
+    found = [roc_auc(rng.permutation(judged.rows.y), judged.probabilities["served"]) for _ in range(100)]
+
+    assert np.mean(found) == pytest.approx(0.5, abs=0.01)
