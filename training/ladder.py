@@ -316,7 +316,7 @@ def check_enough(data: TrainingSet, name: str) -> None:
         )
 
 
-def rival_recency(known: TrainingSet, rows: TrainingSet, column: str) -> Array:
+def rival_column(known: TrainingSet, rows: TrainingSet, column: str) -> Array:
     """Probabilities by a logistic regression on one column."""
     alone = [known.names.index(column)]
     try:

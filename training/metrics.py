@@ -216,45 +216,6 @@ def evaluate(
     }
 
 
-def bootstrap_intervals(
-    y: NDArray[np.generic],
-    probability: NDArray[np.generic],
-    contact_key: NDArray[np.int64],
-    *,
-    rng: np.random.Generator,
-    replicates: int = 200,
-    level: float = 0.95,
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of ``roc_auc`` and ``brier`` when whole contacts, not rows, are drawn again.
-
-    Rows of one contact at several instants tell the same story more than once; drawing contacts keeps them together.
-
-    References
-    ----------
-    Field, C. A. & Welsh, A. H. (2007), "Bootstrapping clustered data".
-    """
-    y, probability = _checked(y, probability)
-    _, cluster = np.unique(contact_key, return_inverse=True)
-    n_clusters = int(cluster.max()) + 1
-    order = np.argsort(probability, kind="stable")
-    y_sorted, cluster_sorted, ends = y[order], cluster[order], _group_ends(probability[order])
-    squared = (probability[order] - y_sorted) ** 2
-    replicates = max(40, min(replicates, BOOTSTRAP_BUDGET // len(y)))
-    aucs, briers = np.empty(replicates), np.empty(replicates)
-    for i in range(replicates):
-        drawn = np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)
-        w = drawn[cluster_sorted].astype(np.float64)
-        aucs[i] = _auc_of_groups(y_sorted, w, ends)
-        briers[i] = (w * squared).sum() / max(w.sum(), 1.0)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    result = {}
-    for name, values in (("roc_auc", aucs), ("brier", briers)):
-        finite = values[np.isfinite(values)]
-        low, high = np.quantile(finite, tails) if len(finite) else (np.nan, np.nan)
-        result[name] = (float(low), float(high))
-    return result
-
-
 @dataclass(frozen=True)
 class Difference:
     """Mean of paired differences and its standard error over contacts."""
@@ -295,6 +256,12 @@ def bootstrap_mean(
     level: float = 0.9,
 ) -> tuple[float, float]:
     """Percentile interval of the mean of row-wise ``values`` when whole contacts are drawn again.
+
+    Rows of one contact at several instants tell the same story more than once; drawing contacts keeps them together.
+
+    References
+    ----------
+    Field, C. A. & Welsh, A. H. (2007), "Bootstrapping clustered data".
 
     Examples
     --------

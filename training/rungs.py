@@ -316,41 +316,8 @@ class ByHistory:
         return cls(load_estimator(folder / "buyers"), load_estimator(folder / "leads"), content["column"])
 
 
-@dataclass(frozen=True)
-class Opposite:
-    """The same question asked the other way round: no order instead of an order."""
-
-    of: Estimator
-
-    FILE = "opposite.json"
-
-    @property
-    def rung(self) -> str:
-        """Rung of what is turned round."""
-        return self.of.rung
-
-    def log_odds(self, X: Array) -> Array:
-        """Scores in nats, shape (n,)."""
-        return -self.of.log_odds(X)
-
-    def contributions(self, X: Array) -> tuple[Array, Array]:
-        """The same with the other sign."""
-        parts, base = self.of.contributions(X)
-        return -parts, -np.asarray(base)
-
-    def save(self, folder: Path) -> None:
-        """Write ``opposite.json`` and ``of/``."""
-        (folder / self.FILE).write_text("{}")
-        _save_into(self.of, folder / "of")
-
-    @classmethod
-    def load(cls, folder: Path) -> Opposite:
-        """Read what `save` wrote."""
-        return cls(load_estimator(folder / "of"))
-
-
 #: What a folder holds is told by its file.
-KINDS: tuple[Any, ...] = (RidgeLogistic, SmallLightGBM, BaseRates, BuyingHistory, Blend, ByHistory, Opposite)
+KINDS: tuple[Any, ...] = (RidgeLogistic, SmallLightGBM, BaseRates, BuyingHistory, Blend, ByHistory)
 
 
 def load_estimator(folder: Path) -> Estimator:

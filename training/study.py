@@ -28,7 +28,7 @@ from training.ladder import (
     NotEnoughData,
     Walk,
     check_enough,
-    rival_recency,
+    rival_column,
 )
 from training.order_curve import OrderCurve
 from training.rungs import HISTORY, ByHistory, history_columns
@@ -187,7 +187,7 @@ class Study:
         found: dict[str, Array] = {}
         for name, column in RIVALS.items():
             if column in known.names:
-                found[name] = rival_recency(known, rows, column)
+                found[name] = rival_column(known, rows, column)
         own = Walk(known, cutoff, self.asked.horizon_days, {"logistic": ("logistic",)}, self.views, self.seed)
         try:
             logistic = own.fit(cutoff, "logistic")

@@ -60,10 +60,9 @@ def test_interval_over_contacts_is_wider_when_rows_of_a_contact_repeat() -> None
     """Copies of the same contacts carry no new information, so the interval does not shrink."""
     y, p = _rows(7, n=400, levels=1000)
     key = np.arange(len(y))
-    single = metrics.bootstrap_intervals(y, p, key, rng=np.random.default_rng(0))["brier"]
-    copied = metrics.bootstrap_intervals(np.tile(y, 9), np.tile(p, 9), np.tile(key, 9), rng=np.random.default_rng(0))[
-        "brier"
-    ]
+    squared = (p - y) ** 2
+    single = metrics.bootstrap_mean(squared, key, rng=np.random.default_rng(0))
+    copied = metrics.bootstrap_mean(np.tile(squared, 9), np.tile(key, 9), rng=np.random.default_rng(0))
 
     assert copied[1] - copied[0] == pytest.approx(single[1] - single[0], rel=0.1)
 
@@ -75,7 +74,7 @@ def test_interval_covers_the_truth() -> None:
         rng = np.random.default_rng(seed)
         p = rng.uniform(0.05, 0.95, 200)
         y = (rng.random(200) < p).astype(float)
-        low, high = metrics.bootstrap_intervals(y, p, np.arange(200), rng=rng, replicates=100)["brier"]
+        low, high = metrics.bootstrap_mean((p - y) ** 2, np.arange(200), rng=rng, replicates=100, level=0.95)
         covered += low <= np.mean(0.05 + 0.9 * 0.5 - (0.9**2 / 12 + 0.5**2)) <= high
 
     assert covered >= 85
