@@ -46,7 +46,10 @@ BUYER_RUNGS: dict[str, tuple[str, ...]] = {
     "base_rates": ("base_rates",),
     "prior": ("prior",),
     "bgnbd": ("bgnbd",),
+    # Alone where mail and visits tell more than the buying history does.
+    "ridge": ("logistic",),
     "logistic": ("bgnbd", "logistic"),
+    "boosted": ("logistic", "lightgbm"),
     "blend": ("bgnbd", "logistic", "lightgbm"),
     "tuned_31": ("bgnbd", "logistic", "lightgbm_31"),
     "tuned_63": ("bgnbd", "logistic", "lightgbm_63"),
@@ -145,12 +148,11 @@ class Walk:
         """Rungs that this many contacts may be answered by, lowest first."""
         if not counts.suffice:
             return ["base_rates"]
-        found = [name for name in self.rungs if not name.startswith(("blend", "tuned"))]
-        if counts.contacts >= LIGHTGBM_CONTACTS and counts.positives >= LIGHTGBM_POSITIVES:
-            found.append("blend")
-            if counts.contacts > TUNED_CONTACTS:
-                found += [name for name in self.rungs if name.startswith("tuned")]
-        return found
+        boosts = counts.contacts >= LIGHTGBM_CONTACTS and counts.positives >= LIGHTGBM_POSITIVES
+        parts = {"bgnbd", "prior", "base_rates", "logistic"}
+        parts |= {"lightgbm"} if boosts else set()
+        parts |= set(TREES) if boosts and counts.contacts > TUNED_CONTACTS else set()
+        return [name for name, needed in self.rungs.items() if parts.issuperset(needed)]
 
     def fit(self, cutoff: int, rung: str) -> Blend | None:
         """``rung`` as it would have answered at ``cutoff``; None where no part of it can be fitted."""

@@ -112,7 +112,7 @@ def test_few_customers_get_no_lightgbm_and_are_told_why(shop_set, until) -> None
     """Below 1,000 contacts LightGBM is not tried, and the reason names the counts."""
     choice = _study(shop_set, until).fit(until - HORIZON * DAY_MICROS).choice
 
-    assert choice.rung in ("prior", "bgnbd", "logistic")
+    assert choice.rung in ("prior", "bgnbd", "ridge", "logistic")
     assert "400 contacts" in choice.reason
     assert "1000" in choice.reason
 
