@@ -413,10 +413,7 @@ def _publish(store: Store, snapshot: Snapshot) -> None:
 
 def _sweep(store: Store, snapshot: Snapshot) -> None:
     """Files that its manifest does not name are deleted: a writer that was killed left them."""
-    named = {f"{snapshot.folder}/{name}" for name in (MANIFEST, *(file.name for file in snapshot.files.values()))}
-    for path in store.list(snapshot.folder):
-        if path not in named:
-            store.remove(path)
+    store.keep_only(snapshot.folder, (MANIFEST, *(file.name for file in snapshot.files.values())))
 
 
 def _read_manifest(store: Store, folder: str) -> Snapshot | None:

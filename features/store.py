@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +239,13 @@ class Store:
                 self._fs.rm_file(self.locate(path))
         except FileNotFoundError:
             return
+
+    def keep_only(self, folder: str, names: Collection[str]) -> None:
+        """Remove every file of ``folder`` but these: what no manifest names, a writer that was killed left behind."""
+        named = {f"{folder}/{name}" for name in names}
+        for path in self.list(folder):
+            if path not in named:
+                self.remove(path)
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder with everything in it, if it is there."""

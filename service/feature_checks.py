@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, time, timedelta
@@ -36,7 +35,7 @@ from service.database import Database
 from service.served_vectors import prune_served, read_served
 from service.settings import Settings
 from service.tables import CursorRow, FeatureCheckRow, ServingModelRow
-from training.serving import BrokenModel, ServedModel, load_model
+from training.serving import BrokenModel, ServedModel, finite, load_model
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def check_features(
     except StoreError as error:  # a damaged lake is what a check is there to find
         problems.append(str(error))
     report |= {"ok": not problems, "problems": problems}
-    report = _finite(report)
+    report = finite(report)
     with database.writing() as session:
         session.merge(FeatureCheckRow(checked_at=now, report=report))
         session.execute(delete(FeatureCheckRow).where(FeatureCheckRow.checked_at < now - KEEP_REPORTS))
@@ -197,15 +196,6 @@ def _said_of_replay(found: Replay) -> list[str]:
         f"{most}; run `kairos features verify`: if it finds the lake to equal the log, the vectors of the table "
         "served_vector were altered or the primitives' meaning changed without a new version"
     ]
-
-
-def _finite(value: Any) -> Any:
-    """The same as JSON takes it, with None for NaN and infinities."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- Once a day --------------------------------------------------------------------------------------------------

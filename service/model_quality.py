@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -37,7 +36,7 @@ from training.judging import (
 )
 from training.score_files import KeptScores, find_scores, keep_scores, remove_scores
 from training.scoring import Scores
-from training.serving import ServedModel
+from training.serving import ServedModel, finite
 from training.treatments import closed_scores
 
 log = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ def judge_due(database: Database, lake: Lake, *, now: datetime, n_jobs: int = 1)
         due = select(ScoringRow).where(ScoringRow.judged_at.is_(None), ScoringRow.due_at <= now)
         rows = session.scalars(due.order_by(ScoringRow.due_at, ScoringRow.model, ScoringRow.version)).all()
     for row in rows:
-        result = _finite(_judged(database, lake, row, n_jobs))
+        result = finite(_judged(database, lake, row, n_jobs))
         with database.writing() as session:
             kept = session.get(ScoringRow, (row.model, row.version, row.as_of), with_for_update=True)
             if kept is None or kept.judged_at is not None:
@@ -347,12 +346,3 @@ def newest_judged(session: Session) -> list[ScoringRow]:
         (ScoringRow.model == newest.c.model) & (ScoringRow.role == newest.c.role) & (ScoringRow.as_of == newest.c.as_of)
     )
     return list(session.scalars(select(ScoringRow).join(newest, same).order_by(ScoringRow.model, ScoringRow.role)))
-
-
-def _finite(value: Any) -> Any:
-    """The same as JSON takes it, with None for NaN and infinities."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,8 +7,8 @@ nothing older is written over it afterwards:
 1. With an empty write-ahead log a reader is opened. While it reads, no checkpoint touches the main file: every gap in
    it is zeroed, however long that takes, and writers go on into the write-ahead log.
 2. What may still hold a leftover is a page that they wrote meanwhile, all of them named in the write-ahead log. It is
-   brought into the file, and under the write lock, for milliseconds, the gaps of these pages are zeroed too. If a
-   writer came in between, everything is done again.
+   brought into the file (writers wait for that checkpoint), and under the write lock the gaps of these few pages are
+   zeroed too. If a writer came in between, everything is done again.
 3. A commit of ours tells the other connections to forget the pages that they keep.
 
 It is a program of its own, because closing a file drops all locks that the process holds on it: ``python

@@ -23,13 +23,12 @@ from training.datasets import DAY_MICROS, TrainingSet
 from training.estimators import Estimator, OneClass, RidgeLogistic, SmallLightGBM
 from training.explain import family_by_column
 from training.metrics import log_losses, paired_difference
+from training.outcomes import LEAST_CONTACTS, LEAST_OF_EACH
 from training.rungs import HISTORY, BaseRates, Blend, BuyingHistory, history, history_columns
 
 Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
-#: Below any of these there is nothing to learn a personal score from: base rates answer.
-LEAST_CONTACTS, LEAST_OF_EACH = 100, 20
 #: Below any of these not even base rates say anything.
 LEAST_ROWS = 20
 #: LightGBM loses to the logistic below about this many contacts or positive ones (measured on real orders).
@@ -41,7 +40,7 @@ CHOICE_CUTOFFS = 3
 #: Families of views that a logistic regression only finds noise in: a dozen bins each.
 NOISY_FAMILIES = {"hours"}
 
-#: Parts of each rung, lowest first. A part that cannot be fitted is left out of a blend.
+#: Parts of each rung, lowest first. A rung with a part that cannot be fitted is no candidate.
 BUYER_RUNGS: dict[str, tuple[str, ...]] = {
     "base_rates": ("base_rates",),
     "prior": ("prior",),
@@ -127,6 +126,7 @@ class Walk:
     views: ViewSet
     seed: int = 0
     today: Array | None = None
+    _counts: dict[int, Counts] = field(default_factory=dict)
     _parts: dict[tuple[int, str], Estimator | None] = field(default_factory=dict)
     _raw: dict[tuple[int, str], Array] = field(default_factory=dict)
     _lines: dict[tuple[int, str], Calibration] = field(default_factory=dict)
@@ -155,15 +155,14 @@ class Walk:
         return [name for name, needed in self.rungs.items() if parts.issuperset(needed)]
 
     def fit(self, cutoff: int, rung: str) -> Blend | None:
-        """``rung`` as it would have answered at ``cutoff``; None where no part of it can be fitted."""
+        """``rung`` as it would have answered at ``cutoff``; None where it is unknown or cannot be fitted."""
         parts = []
-        for name in self.rungs[rung]:
+        for name in self.rungs.get(rung, ()):
             estimator = self._part(cutoff, name)
-            if estimator is not None:
-                parts.append((estimator, self._line(cutoff, name)))
-        if not parts or (rung != "base_rates" and len(parts) < min(2, len(self.rungs[rung]))):
-            return None
-        return Blend(rung, tuple(parts))
+            if estimator is None:
+                return None
+            parts.append((estimator, self._line(cutoff, name)))
+        return Blend(rung, tuple(parts)) if parts else None
 
     def choose(self, cutoff: int) -> Choice:
         """The rung that answered best at the cut-offs whose outcomes were known at ``cutoff``, and why.
@@ -171,7 +170,7 @@ class Walk:
         From the lowest on, a rung takes over from the best so far if its log-loss is lower over the earlier cut-offs
         together and at most of them.
         """
-        counts = Counts.of(self.known(cutoff))
+        counts = self.counts(cutoff)
         candidates = self.candidates(counts)
         said = f"{counts.contacts} contacts, {counts.positives} with the outcome"
         if candidates == ["base_rates"]:
@@ -186,7 +185,7 @@ class Walk:
         earlier = [c for c in earlier if len(self.rows(c)) and self._can_learn(c)]
         if not earlier:
             fallback = next(
-                name for name in ("logistic", "bgnbd", "prior", "base_rates")
+                name for name in ("logistic", "ridge", "bgnbd", "prior", "base_rates")
                 if name in self.rungs and self.fit(cutoff, name)
             )  # fmt: skip
             return Choice(fallback, f"{said}; the history is too short to compare rungs on an earlier cut-off")
@@ -224,10 +223,9 @@ class Walk:
         fitted = self.fit(cutoff, rung)
         if fitted is None:
             return None
-        names = [name for name in self.rungs[rung] if self._part(cutoff, name) is not None]
-        lines = [line for _, line in fitted.parts]
-        scores = [
-            line.intercept + line.slope * self._scores(cutoff, name) for name, line in zip(names, lines, strict=True)
+        scores = [  # a part's are computed once for all rungs that it is in
+            line.intercept + line.slope * self._scores(cutoff, name)
+            for name, (_, line) in zip(self.rungs[rung], fitted.parts, strict=True)
         ]
         return np.asarray(np.mean(scores, axis=0))
 
@@ -236,8 +234,14 @@ class Walk:
         part = self._part(cutoff, "bgnbd") if "bgnbd" in self.rungs else None
         return BGNBD.from_dict(part.parameters) if isinstance(part, BuyingHistory) else None
 
+    def counts(self, cutoff: int) -> Counts:
+        """Contacts whose outcome was known at ``cutoff``."""
+        if cutoff not in self._counts:
+            self._counts[cutoff] = Counts.of(self.known(cutoff))
+        return self._counts[cutoff]
+
     def _can_learn(self, cutoff: int) -> bool:
-        return Counts.of(self.known(cutoff)).suffice
+        return self.counts(cutoff).suffice
 
     def _vectors(self, cutoff: int) -> Array:
         if cutoff == self.newest and self.today is not None:

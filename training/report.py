@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.tables import from_micros
 from training.metrics import BOOTSTRAP_BUDGET, deciles, evaluate
-from training.serving import ModelCard
+from training.serving import ModelCard, finite
 from training.study import Judgement
 
 Array = NDArray[np.float64]
@@ -122,7 +122,7 @@ def _judgement(card: ModelCard, judged: Sequence[Judgement]) -> dict[str, Any]:
                 "leads_rung": None if one.leads is None else one.leads.rung,
                 "contacts": len(one.rows),
                 "leads": int(one.is_lead.sum()),
-                "models": {name: _finite(evaluate(one.rows.y, p, one.rows.weight)) for name, p in _told(one).items()},
+                "models": {name: finite(evaluate(one.rows.y, p, one.rows.weight)) for name, p in _told(one).items()},
                 "deciles": [
                     {"contacts": d.rows, "predicted": d.predicted, "actual": d.actual}
                     for d in deciles(one.rows.y, one.probabilities["served"])
@@ -135,10 +135,6 @@ def _judgement(card: ModelCard, judged: Sequence[Judgement]) -> dict[str, Any]:
 
 def _told(one: Judgement) -> dict[str, Array]:
     return {name: p for name, p in one.probabilities.items() if name != "recipe"}
-
-
-def _finite(figures: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in figures.items()}
 
 
 def _plot(folder: Path, card: ModelCard, judged: Sequence[Judgement]) -> None:

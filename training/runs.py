@@ -301,11 +301,6 @@ def make_study(
     """
     anchor = min(ANCHOR_DAYS, asked.horizon_days) if is_about_orders(asked) else asked.horizon_days
     grid = snapshot_instants(until - anchor * DAY_MICROS, first_event, anchor)
-    if not grid:
-        raise NotEnoughData(
-            f"{asked.outcome.name} over {asked.horizon_days} days has no closed window in the history; import a longer "
-            "one or choose a shorter --horizon-days"
-        )
     learned, told = _rows(lake, asked, anchor, grid, [t for t in grid if t + _micros(asked) <= until], n_jobs, seq)
     today = None
     if is_about_orders(asked):
@@ -318,7 +313,12 @@ def make_study(
 def _rows(
     lake: Lake, asked: Definition, anchor: int, grid: Sequence[int], closed: Sequence[int], n_jobs: int, seq: int | None
 ) -> tuple[TrainingSet, TrainingSet]:
-    """The rows that are learned from, and those that judge."""
+    """The rows that are learned from, and those that judge, at instants of ``grid`` whose outcomes are closed."""
+    if not closed:
+        raise NotEnoughData(
+            f"{asked.outcome.name} over {asked.horizon_days} days has no closed window in the history; import a longer "
+            "one or choose a shorter --horizon-days"
+        )
     if not is_about_orders(asked):
         rows = training_set(lake, DEFAULT_VIEWS, asked, grid, n_jobs, seq=seq)
         return rows, rows
@@ -326,11 +326,6 @@ def _rows(
     learned = training_set(lake, DEFAULT_VIEWS, orders, grid, n_jobs, seq=seq)
     if (asked.horizon_days, asked.population, asked.outcome.positive) == (anchor, conversion.POPULATION, "some"):
         return learned, learned
-    if not closed:
-        raise NotEnoughData(
-            f"{asked.outcome.name} over {asked.horizon_days} days has no closed window in the history; import a longer "
-            "one or choose a shorter --horizon-days"
-        )
     return learned, training_set(lake, DEFAULT_VIEWS, asked, closed, n_jobs, seq=seq)
 
 

@@ -228,10 +228,7 @@ def _publish(store: Store, found: ScoreFiles) -> None:
 
 def _sweep(store: Store, found: ScoreFiles) -> None:
     """Files that it does not name are deleted: a writer that was killed left them."""
-    named = {f"{found.folder}/{name}" for name in (MANIFEST, *(file.name for file in found.files.values()))}
-    for path in store.list(found.folder):
-        if path not in named:
-            store.remove(path)
+    store.keep_only(found.folder, (MANIFEST, *(file.name for file in found.files.values())))
 
 
 def _read_manifest(store: Store, folder: str) -> ScoreFiles | None:

@@ -449,15 +449,15 @@ def _reference(folder: Path) -> Reference | None:
 
 
 def _dumped(content: object) -> str:
-    return json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False)
+    return json.dumps(finite(content), indent=1, sort_keys=True, allow_nan=False)
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """The same with None for NaN and infinities, which JSON has no word for."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

@@ -161,7 +161,7 @@ class Study:
         cutoff : int
             Outcomes over the question's horizon must be in ``told``.
         recipe : str, optional
-            A rung whose answers are wanted too.
+            A rung whose answers are wanted too, where it can be fitted.
 
         Raises
         ------
@@ -177,13 +177,13 @@ class Study:
             )
         fitted = self.fit(cutoff)
         probabilities = {"served": fitted.probability(rows.X)}
-        if recipe is not None:
+        if recipe is not None and self._main.fit(cutoff, recipe) is not None:
             probabilities["recipe"] = self.fit(cutoff, recipe).probability(rows.X)
-        probabilities |= self._rivals(cutoff, known, rows)
+        probabilities |= self._rivals(cutoff, known, rows, fitted.curve)
         bought = self._has_bought(rows.X) if is_about_orders(self.asked) else np.ones(len(rows), dtype=bool)
         return Judgement(cutoff, fitted.choice, fitted.leads, rows, probabilities, ~bought)
 
-    def _rivals(self, cutoff: int, known: TrainingSet, rows: TrainingSet) -> dict[str, Array]:
+    def _rivals(self, cutoff: int, known: TrainingSet, rows: TrainingSet, curve: OrderCurve | None) -> dict[str, Array]:
         found: dict[str, Array] = {}
         for name, column in RIVALS.items():
             if column in known.names:
@@ -195,9 +195,7 @@ class Study:
             logistic = None
         if logistic is not None:
             found["logistic"] = np.asarray(expit(logistic.log_odds(rows.X)))
-        bgnbd = self._main.bgnbd(cutoff)
-        if is_about_orders(self.asked) and bgnbd is not None:
-            curve = self._curve(cutoff)
+        if curve is not None and curve.bgnbd is not None:
             baseline = curve.baseline_probability(rows.X, self.asked.horizon_days)
             if self._leads is not None:  # it knows nothing of never-buyers: they get their rate
                 bought, knew = self._has_bought(rows.X), ~self._has_bought(known.X)

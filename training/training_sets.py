@@ -310,11 +310,7 @@ def _publish(store: Store, manifest: Manifest) -> None:
 
 def _sweep(store: Store, manifest: Manifest) -> None:
     """Files that it does not name are deleted: a writer that was killed left them."""
-    folder = manifest["folder"]
-    named = {f"{folder}/{name}" for name in (MANIFEST, *(file["name"] for file in manifest["files"].values()))}
-    for path in store.list(folder):
-        if path not in named:
-            store.remove(path)
+    store.keep_only(manifest["folder"], (MANIFEST, *(file["name"] for file in manifest["files"].values())))
 
 
 def _read_manifest(store: Store, folder: str) -> Manifest | None:

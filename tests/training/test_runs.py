@@ -230,6 +230,8 @@ def test_the_gate_refuses_what_is_worse_than_the_base_rate_or_the_champion(shop_
     champion = SimpleNamespace(card=SimpleNamespace(as_of=from_micros(until).isoformat()), version=1, rung="logistic")
     assert gate_outcome(judged, champion).passed
 
+    unknown = _study(shop_set, until).judge(cutoff, "a rung of long ago")
+    assert "cannot be asked" in gate_outcome(unknown, champion).reason
     poisoned = replace(shop_set, y=np.random.default_rng(1).permutation(shop_set.y))
     taught = _study(poisoned, until).fit(cutoff, "logistic").probability(judged.rows.X)
     reversed_ = replace(judged, probabilities=dict(judged.probabilities, served=1 - judged.probabilities["served"]))
