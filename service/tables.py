@@ -107,6 +107,9 @@ class ExperimentRow(Base):
     #: running | paused | ended
     status: Mapped[str] = mapped_column(String(12))
     created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    #: Everything else that was asked for: see `service.flow.decide.NewExperiment`.
+    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class ArmRow(Base):
@@ -123,6 +126,9 @@ class ArmRow(Base):
     features: Mapped[dict[str, Any]] = mapped_column(default=dict)
     #: running | paused | retired
     status: Mapped[str] = mapped_column(String(12))
+    #: Why it is paused or retired, and since when.
+    status_reason: Mapped[str | None] = mapped_column(String(300))
+    status_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 
@@ -141,6 +147,8 @@ class SnapshotRow(Base):
     #: ``{"arms": [...], "pmf": [...]}``, floor mixed in, summing to one.
     policy: Mapped[dict[str, Any]]
     statistics: Mapped[dict[str, Any]]
+    #: Posterior draws of a policy that sees vectors: float32 in npy format, shape (n_draws, n_arms, n_features).
+    ensemble: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class DecisionRow(Base):
@@ -163,6 +171,12 @@ class DecisionRow(Base):
     draw: Mapped[float]
     #: Arms that were open to the draw.
     eligible: Mapped[list[Any]]
+    #: Segment of the contact, where the experiment tells segments apart.
+    segment: Mapped[str | None] = mapped_column(String(60))
+    #: What the policy saw of the contact, as float32; goes with an erased contact.
+    context: Mapped[bytes | None] = mapped_column(LargeBinary)
+    #: A ghost: the arm was drawn and not shown.
+    is_holdout: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str] = mapped_column(String(200))
     decided_at: Mapped[datetime]
 
@@ -183,20 +197,60 @@ class RewardRow(Base):
     occurred_at: Mapped[datetime]
     #: Event of the log that brought it.
     log_seq: Mapped[int]
+    #: When all of it had been taken back (refunds, cancellations); ``value`` is then 0.
+    reversed_at: Mapped[datetime | None]
+
+
+class CreditRow(Base):
+    """Which decision of an experiment an order is credited to: an order credits at most one."""
+
+    __tablename__ = "credit"
+
+    experiment_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    contact_key: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    order_ref: Mapped[str] = mapped_column(String(255), primary_key=True)
+    decision_id: Mapped[str] = mapped_column(String(40), index=True)
+    #: Minor units of the reporting currency; null where the order told no value in it.
+    value_minor: Mapped[int | None]
+    taken_back_minor: Mapped[int] = mapped_column(default=0)
+    occurred_at: Mapped[datetime]
+    log_seq: Mapped[int]
 
 
 class LearnerCellRow(Base):
-    """Counts of one arm in one wave: the learner's state, a fold over the log up to the fold's cursor."""
+    """Sums of one arm in one wave and segment: the learner's state, a fold over the log up to the fold's cursor."""
 
     __tablename__ = "learner_cell"
 
     experiment_id: Mapped[str] = mapped_column(String(60), primary_key=True)
     arm_id: Mapped[str] = mapped_column(String(60), primary_key=True)
     wave: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: Empty where the experiment tells no segments apart.
+    segment: Mapped[str] = mapped_column(String(60), primary_key=True, default="")
     trials: Mapped[int]
     successes: Mapped[int]
     #: Sum of the trials' instants (microseconds since 1970 / 1e6): with ``trials`` it gives the cell's mean age.
     sum_shown_at: Mapped[int]
+    #: Sums of the rewards and of their squares; with a reward of 0 or 1 both equal ``successes``.
+    sum_rewards: Mapped[float] = mapped_column(default=0.0)
+    sum_squares: Mapped[float] = mapped_column(default=0.0)
+    #: What the guardrails count.
+    unsubscribes: Mapped[int] = mapped_column(default=0)
+    complaints: Mapped[int] = mapped_column(default=0)
+
+
+class LearnerMatrixRow(Base):
+    """Sums of ``x x'`` and ``reward * x`` of one arm in one wave, for policies that see vectors."""
+
+    __tablename__ = "learner_matrix"
+
+    experiment_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    arm_id: Mapped[str] = mapped_column(String(60), primary_key=True)
+    wave: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: float64, shape (n_features, n_features).
+    gram: Mapped[bytes] = mapped_column(LargeBinary)
+    #: float64, shape (n_features,).
+    moments: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class CursorRow(Base):

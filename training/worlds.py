@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.policies import BetaBernoulliThompson, DelayCdf, Policy
-from training.policies.base import FloatArray, IntArray
+from training.policies import BetaBernoulliThompson, CountPolicy, DelayCdf
+from training.policies.statistics import FloatArray, IntArray
 
 #: Relative base rate at an hour since the start, an array function.
 BaseRate = Callable[[FloatArray], FloatArray]
@@ -45,7 +45,7 @@ class Responses:
 
 
 def simulate_responses(
-    policy: Policy,
+    policy: CountPolicy,
     rates: tuple[float, ...],
     *,
     n_sends: int,
@@ -64,7 +64,7 @@ def simulate_responses(
 
     Parameters
     ----------
-    policy : Policy
+    policy : CountPolicy
     rates : tuple of float, length n_arms
         True success rate of each arm at a base rate of one.
     n_sends, n_waves : int

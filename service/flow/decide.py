@@ -22,8 +22,9 @@ from features.tables import allocate, to_micros
 from service.errors import Conflict, Invalid, NotFound
 from service.tables import ArmRow, CampaignRow, DecisionRow, ExperimentRow, SendRow, SnapshotRow
 from training.policies import policy_from_parameters
-from training.policies.base import ArmStatistics, Policy, choose, hashed_draws
+from training.policies.base import CountPolicy, choose, hashed_draws
 from training.policies.fixed import Uniform
+from training.policies.statistics import ArmStatistics
 from training.policies.thompson import BetaBernoulliThompson
 
 HOUR_MICROS = 3_600_000_000
@@ -175,14 +176,14 @@ def take_snapshot(
     return snapshot
 
 
-def policy_of(experiment: ExperimentRow) -> Policy:
+def policy_of(experiment: ExperimentRow) -> CountPolicy:
     """The policy that an experiment asks for."""
     if experiment.policy == "uniform":
         return Uniform()
     return BetaBernoulliThompson(floor=experiment.floor)
 
 
-def _pmf(policy: Policy, statistics: ArmStatistics, explore_share: float) -> np.ndarray:
+def _pmf(policy: CountPolicy, statistics: ArmStatistics, explore_share: float) -> np.ndarray:
     """The policy's arm probabilities of shape (n_arms,), with the explore share mixed in uniformly."""
     pmf = policy.pmf(statistics)
     return (1 - explore_share) * pmf + explore_share / len(pmf)
@@ -290,6 +291,7 @@ def replay(session: Session, decision_ids: Sequence[str]) -> tuple[Replay, ...]:
             decision, snapshot, experiment = found[decision_id]
             if snapshot.snapshot_id not in pmfs:
                 policy = policy_from_parameters(snapshot.policy["parameters"])
+                assert isinstance(policy, CountPolicy)
                 again = _pmf(policy, statistics_of(snapshot), snapshot.policy["explore_share"])
                 pmfs[snapshot.snapshot_id] = dict(zip(snapshot.policy["arms"], again.tolist(), strict=True))
             weights = np.array([pmfs[snapshot.snapshot_id][arm] for arm in decision.eligible])

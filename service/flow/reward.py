@@ -40,7 +40,7 @@ from service.tables import (
     SendRow,
     SnapshotRow,
 )
-from training.policies.base import ArmStatistics
+from training.policies.statistics import ArmStatistics
 
 CURSOR = "learner"
 CHUNK = 5_000

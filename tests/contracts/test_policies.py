@@ -10,9 +10,9 @@ import pytest
 from training.policies import (
     ArmStatistics,
     BetaBernoulliThompson,
+    CountPolicy,
     DelayCdf,
     FixedSplit,
-    Policy,
     Uniform,
     choose,
     hashed_draws,
@@ -49,7 +49,7 @@ def tables(count: int, seed: int, arms: tuple[str, ...] = ARMS) -> list[ArmStati
 
 
 @every_policy
-def test_pmf_sums_to_one_and_every_arm_keeps_its_floor(policy: Policy) -> None:
+def test_pmf_sums_to_one_and_every_arm_keeps_its_floor(policy: CountPolicy) -> None:
     for statistics in [*tables(60, 1), ArmStatistics.empty(ARMS), ArmStatistics.empty(ARMS, 3)]:
         pmf = policy.pmf(statistics)
         assert pmf.shape == (len(ARMS),)
@@ -58,7 +58,7 @@ def test_pmf_sums_to_one_and_every_arm_keeps_its_floor(policy: Policy) -> None:
 
 
 @every_policy
-def test_reordering_the_arms_reorders_the_pmf_alike(policy: Policy) -> None:
+def test_reordering_the_arms_reorders_the_pmf_alike(policy: CountPolicy) -> None:
     rng = np.random.default_rng(2)
     for statistics in tables(30, 2):
         order = rng.permutation(len(ARMS))
@@ -66,13 +66,13 @@ def test_reordering_the_arms_reorders_the_pmf_alike(policy: Policy) -> None:
 
 
 @every_policy
-def test_the_same_statistics_give_the_same_bits(policy: Policy) -> None:
+def test_the_same_statistics_give_the_same_bits(policy: CountPolicy) -> None:
     for statistics in tables(10, 3):
         assert policy.pmf(statistics).tobytes() == policy.pmf(statistics).tobytes()
 
 
 @every_policy
-def test_many_tables_at_once_give_what_each_gives_alone(policy: Policy) -> None:
+def test_many_tables_at_once_give_what_each_gives_alone(policy: CountPolicy) -> None:
     one, other = (s for s in tables(200, 4) if s.trials.shape == (4, 3)), None
     one, other = next(one), next(one)
     both = policy.shares(
@@ -85,7 +85,7 @@ def test_many_tables_at_once_give_what_each_gives_alone(policy: Policy) -> None:
 
 
 @every_policy
-def test_parameters_survive_json(policy: Policy) -> None:
+def test_parameters_survive_json(policy: CountPolicy) -> None:
     again = policy_from_parameters(json.loads(json.dumps(policy.parameters())))
     assert again == policy
     for statistics in tables(5, 5):
@@ -99,7 +99,7 @@ def million_draws() -> np.ndarray:
 
 
 @every_policy
-def test_propensity_is_the_frequency_of_a_million_hashed_draws(policy: Policy, million_draws: np.ndarray) -> None:
+def test_propensity_is_the_frequency_of_a_million_hashed_draws(policy: CountPolicy, million_draws: np.ndarray) -> None:
     pmf = policy.pmf(tables(1, 6)[0])
     n = len(million_draws)
     counts = np.bincount(choose(pmf, million_draws), minlength=len(pmf))
@@ -110,7 +110,7 @@ def test_propensity_is_the_frequency_of_a_million_hashed_draws(policy: Policy, m
 
 
 @every_learner
-def test_a_further_success_never_lowers_the_arms_share(policy: Policy) -> None:
+def test_a_further_success_never_lowers_the_arms_share(policy: CountPolicy) -> None:
     """Once there is evidence at all: below the minimum the split is uniform whatever happens."""
     rng = np.random.default_rng(7)
     tried = 0
@@ -127,7 +127,7 @@ def test_a_further_success_never_lowers_the_arms_share(policy: Policy) -> None:
 
 
 @every_learner
-def test_many_more_successes_raise_the_arms_share(policy: Policy) -> None:
+def test_many_more_successes_raise_the_arms_share(policy: CountPolicy) -> None:
     trials = np.full((4, 3), 1000)
     successes = np.full((4, 3), 200)
     better = successes.copy()
@@ -139,7 +139,7 @@ def test_many_more_successes_raise_the_arms_share(policy: Policy) -> None:
 
 
 @every_learner
-def test_arm_names_mean_nothing_to_a_learner(policy: Policy) -> None:
+def test_arm_names_mean_nothing_to_a_learner(policy: CountPolicy) -> None:
     for statistics in tables(5, 8):
         renamed = ArmStatistics(("w", "x", "y", "z"), statistics.trials, statistics.successes, statistics.age_hours)
         assert policy.pmf(renamed).tobytes() == policy.pmf(statistics).tobytes()
@@ -158,7 +158,7 @@ def test_one_arm_or_repeated_arms_are_refused_with_the_remedy(arms: tuple[str, .
 
 
 @every_policy
-def test_every_allocation_says_why(policy: Policy) -> None:
+def test_every_allocation_says_why(policy: CountPolicy) -> None:
     allocation = policy.allocate(ArmStatistics.empty(ARMS, 1))
     assert allocation.arms == ARMS
     assert allocation.reason

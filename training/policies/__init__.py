@@ -7,7 +7,7 @@ from typing import Any
 
 from training.policies.base import (
     Allocation,
-    ArmStatistics,
+    CountPolicy,
     Policy,
     choose,
     hashed_draw,
@@ -16,16 +16,21 @@ from training.policies.base import (
     mix_floor,
 )
 from training.policies.fixed import FixedSplit, Uniform
+from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
 from training.policies.thompson import BetaBernoulliThompson, DelayCdf
 
 __all__ = [
     "Allocation",
     "ArmStatistics",
     "BetaBernoulliThompson",
+    "CountPolicy",
     "DelayCdf",
     "FixedSplit",
+    "LinearStatistics",
     "Policy",
+    "SegmentStatistics",
     "Uniform",
+    "ValueStatistics",
     "choose",
     "hashed_draw",
     "hashed_draws",

@@ -9,107 +9,109 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from training.policies.statistics import ArmStatistics, FloatArray, IntArray
 
 #: A pmf's sum may differ from one by at most this.
 PMF_TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True)
-class ArmStatistics:
-    """Counts of each arm in each wave: all that a policy without context learns from. They add up.
-
-    Parameters
-    ----------
-    arms : tuple of str, length n_arms
-        Distinct arm ids, in the order in which pmfs list them.
-    trials : ndarray of int64, shape (n_arms, n_waves)
-        Decisions shown: mails accepted by the provider.
-    successes : ndarray of int64, shape (n_arms, n_waves)
-        Trials with a reward so far; at most ``trials``.
-    age_hours : ndarray of float64, shape (n_arms, n_waves)
-        Mean age of the cell's trials at the snapshot; 0 where there are none.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two arms, if they repeat, if the shapes differ, or if a count is impossible.
-    """
-
-    arms: tuple[str, ...]
-    trials: IntArray
-    successes: IntArray
-    age_hours: FloatArray
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", tuple(self.arms))
-        for name, dtype in (("trials", np.int64), ("successes", np.int64), ("age_hours", np.float64)):
-            given = np.asarray(getattr(self, name))
-            values = given.astype(dtype)
-            if dtype is np.int64 and not np.array_equal(values, given):
-                raise ValueError(f"{name} holds numbers that are not whole; counts are whole numbers")
-            object.__setattr__(self, name, values)
-            if values.ndim != 2 or values.shape != (len(self.arms), np.shape(self.trials)[-1]):
-                raise ValueError(
-                    f"{name} has shape {values.shape}; it must be (n_arms, n_waves) with n_arms = {len(self.arms)}"
-                )
-            if not np.all(np.isfinite(values)) or np.any(values < 0):
-                raise ValueError(f"{name} holds a negative or not finite number; counts and ages start at 0")
-        if len(self.arms) < 2:
-            raise ValueError(f"there is nothing to choose among {len(self.arms)} arm(s); give at least 2")
-        if len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"arms {self.arms} repeat; give each arm an id of its own")
-        if np.any(self.successes > self.trials):
-            raise ValueError("a cell has more successes than trials; count at most one success a trial")
-
-    @classmethod
-    def empty(cls, arms: Sequence[str], n_waves: int = 0) -> ArmStatistics:
-        """Statistics before the first trial."""
-        counts = np.zeros((len(arms), n_waves), dtype=np.int64)
-        return cls(tuple(arms), counts, counts, counts.astype(np.float64))
-
-    def __add__(self, other: ArmStatistics) -> ArmStatistics:
-        """Cells added up, ages averaged over the trials; both sides must list the same arms and waves.
-
-        Examples
-        --------
-        >>> day = ArmStatistics(("a", "b"), [[2], [3]], [[1], [0]], [[4.0], [4.0]])
-        >>> (day + day).trials.tolist()
-        [[4], [6]]
-        """
-        if self.arms != other.arms or self.trials.shape != other.trials.shape:
-            raise ValueError(
-                f"cannot add statistics of {other.arms} to those of {self.arms}: arms and waves must agree"
-            )
-        trials = self.trials + other.trials
-        hours = self.trials * self.age_hours + other.trials * other.age_hours
-        return ArmStatistics(self.arms, trials, self.successes + other.successes, hours / np.maximum(trials, 1))
-
-    def reordered(self, order: Sequence[int]) -> ArmStatistics:
-        """The same statistics with the arms listed as ``order`` says."""
-        index = list(order)
-        return ArmStatistics(
-            tuple(self.arms[i] for i in index), self.trials[index], self.successes[index], self.age_hours[index]
-        )
+#: What one allocation's probabilities may differ by: nothing, the contact's segment, the contact's vector.
+Context = Literal["none", "segment", "vector"]
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Arm probabilities and why they are what they are."""
+    """Arm probabilities and why they are what they are: what a snapshot keeps, and all that a draw needs.
+
+    Attributes
+    ----------
+    arms : tuple of str, length n_arms
+    pmf : ndarray of float64, shape (n_arms,)
+        Floor mixed in, sums to one within 1e-9. For a contact of whom neither segment nor vector is known.
+    reason : str
+    details : mapping
+        JSON values for the reader of a snapshot.
+    by_segment : mapping of str to ndarray of float64, shape (n_arms,)
+        Probabilities of the segments that have their own.
+    ensemble : ndarray of float32, shape (n_draws, n_arms, n_features), optional
+        Posterior draws of each arm's coefficients: an arm's share of the draws that it wins on a contact's vector is
+        its probability, so the logged propensity is exact with respect to what is stored.
+    uniform : float, in [0, 1]
+        Share of the ensemble's probabilities that is spread evenly over the arms (floor and exploration). It is
+        already part of ``pmf`` and ``by_segment``.
+    """
 
     arms: tuple[str, ...]
-    #: shape (n_arms,), floor mixed in, sums to one within 1e-9.
     pmf: FloatArray
     reason: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    by_segment: Mapping[str, FloatArray] = field(default_factory=dict)
+    ensemble: NDArray[np.float32] | None = None
+    uniform: float = 0.0
+
+    def explored(self, share: float) -> Allocation:
+        """The same with ``share`` of every decision drawn evenly."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"a share of {share} cannot be explored; choose one between 0 and 1")
+        return replace(
+            self,
+            pmf=_explored(self.pmf, share),
+            by_segment={name: _explored(pmf, share) for name, pmf in self.by_segment.items()},
+            uniform=share + (1 - share) * self.uniform,
+        )
+
+    def probabilities(
+        self, n: int, *, segments: Sequence[str | None] | None = None, contexts: ArrayLike | None = None
+    ) -> FloatArray:
+        """Arm probabilities of ``n`` contacts, shape (n, n_arms).
+
+        Parameters
+        ----------
+        segments : sequence of str or None, length n, optional
+        contexts : array-like of float32, shape (n, n_features), optional
+            Vectors; a row with a NaN is a contact without one.
+        """
+        rows = np.repeat(self.pmf[None, :], n, axis=0)
+        if self.by_segment and segments is not None:
+            for i, segment in enumerate(segments):
+                if segment is not None and segment in self.by_segment:
+                    rows[i] = self.by_segment[segment]
+        if self.ensemble is not None and contexts is not None:
+            x = np.asarray(contexts, dtype=np.float32)
+            known = ~np.isnan(x).any(axis=1)
+            shares = won_shares(self.ensemble, x[known])
+            rows[known] = (1 - self.uniform) * shares + self.uniform / len(self.arms)
+        return rows
+
+
+def _explored(pmf: FloatArray, share: float) -> FloatArray:
+    return np.asarray((1 - share) * pmf + share / len(pmf), dtype=np.float64)
+
+
+def won_shares(ensemble: NDArray[np.float32], contexts: NDArray[np.float32], chunk: int = 4096) -> FloatArray:
+    """Share of the ensemble's draws that each arm wins on each vector, shape (n, n_arms); ties go to the first arm.
+
+    Parameters
+    ----------
+    ensemble : ndarray of float32, shape (n_draws, n_arms, n_features)
+    contexts : ndarray of float32, shape (n, n_features)
+    """
+    n_draws, n_arms, n_features = ensemble.shape
+    flat = ensemble.reshape(n_draws * n_arms, n_features).T
+    shares = np.empty((len(contexts), n_arms))
+    for start in range(0, len(contexts), chunk):
+        block = contexts[start : start + chunk]
+        winners = (block @ flat).reshape(len(block), n_draws, n_arms).argmax(axis=2)
+        offsets = winners + np.arange(len(block))[:, None] * n_arms
+        shares[start : start + chunk] = np.bincount(offsets.ravel(), minlength=len(block) * n_arms).reshape(-1, n_arms)
+    return shares / n_draws
 
 
 class Policy(ABC):
@@ -117,11 +119,42 @@ class Policy(ABC):
 
     Laws, held by ``tests/contracts/test_policies.py`` for every policy: probabilities sum to one within 1e-9; every
     arm keeps at least its floor; renaming or reordering arms reorders the probabilities alike; the same statistics
-    give the same bits; the parameters survive JSON; drawing with ``choose`` gives each arm its probability.
+    give the same bits; the parameters survive JSON; drawing gives each arm its probability.
     """
 
     #: Name under which ``policy_from_parameters`` finds the class.
     name: ClassVar[str]
+    #: What its probabilities may differ by from contact to contact.
+    context: ClassVar[Context] = "none"
+    #: Class of the statistics it learns from.
+    learns_from: ClassVar[type]
+
+    @abstractmethod
+    def allocate(self, statistics: Any, *, previous: Allocation | None = None, seed: int = 0) -> Allocation:
+        """Arm probabilities with their reason.
+
+        Parameters
+        ----------
+        statistics : of the class ``learns_from``
+        previous : Allocation, optional
+            The one in force, for policies that limit the change from snapshot to snapshot.
+        seed : int
+            Of posterior draws, where a policy stores an ensemble.
+        """
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """The policy as JSON values; ``policy_from_parameters`` makes an equal policy from them."""
+
+    @abstractmethod
+    def floor_of(self, n_arms: int) -> float:
+        """Least probability of each running arm."""
+
+
+class CountPolicy(Policy):
+    """A policy that learns from counts of trials and successes."""
+
+    learns_from: ClassVar[type] = ArmStatistics
 
     @abstractmethod
     def shares(self, arms: tuple[str, ...], trials: IntArray, successes: IntArray, age_hours: FloatArray) -> FloatArray:
@@ -138,14 +171,6 @@ class Policy(ABC):
         ndarray of float64, shape (..., n_arms)
         """
 
-    @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """The policy as JSON values; ``policy_from_parameters`` makes an equal policy from them."""
-
-    @abstractmethod
-    def floor_of(self, n_arms: int) -> float:
-        """Least probability of each running arm."""
-
     def reason(self, statistics: ArmStatistics) -> str:
         """One sentence for the log: why the probabilities are what they are."""
         return self.name
@@ -154,7 +179,7 @@ class Policy(ABC):
         """Arm probabilities, shape (n_arms,), in the order of ``statistics.arms``."""
         return self.shares(statistics.arms, statistics.trials, statistics.successes, statistics.age_hours)
 
-    def allocate(self, statistics: ArmStatistics) -> Allocation:
+    def allocate(self, statistics: ArmStatistics, *, previous: Allocation | None = None, seed: int = 0) -> Allocation:
         """Arm probabilities with their reason."""
         return Allocation(statistics.arms, self.pmf(statistics), self.reason(statistics))
 
@@ -192,10 +217,10 @@ def masked(pmf: FloatArray, eligible: ArrayLike) -> FloatArray:
     [0.7143, 0.0, 0.2857]
     """
     kept = np.where(np.asarray(eligible, dtype=bool), pmf, 0.0)
-    total = kept.sum()
-    if not total > 0:
+    total = kept.sum(axis=-1, keepdims=True)
+    if not np.all(total > 0):
         raise ValueError("no arm is open to the draw; resume a paused arm or add one")
-    return kept / total
+    return np.asarray(kept / total, dtype=np.float64)
 
 
 def choose(pmf: ArrayLike, draws: ArrayLike) -> IntArray:
@@ -205,8 +230,8 @@ def choose(pmf: ArrayLike, draws: ArrayLike) -> IntArray:
 
     Parameters
     ----------
-    pmf : array-like of float, shape (n_arms,)
-    draws : array-like of float, any shape, in [0, 1)
+    pmf : array-like of float, shape (n_arms,), or (n, n_arms) with a row for each of n draws
+    draws : array-like of float, any shape (with rows: (n,)), in [0, 1)
 
     Returns
     -------
@@ -220,11 +245,22 @@ def choose(pmf: ArrayLike, draws: ArrayLike) -> IntArray:
     1
     """
     probabilities = np.asarray(pmf, dtype=np.float64)
-    if probabilities.ndim != 1 or not np.all(probabilities >= 0) or abs(probabilities.sum() - 1.0) > PMF_TOLERANCE:
-        raise ValueError(f"{probabilities} is no pmf: it needs one axis, no negative number and the sum 1 within 1e-9")
-    cdf = np.cumsum(probabilities)
-    cdf[np.flatnonzero(probabilities)[-1] :] = 1.0
-    return np.asarray(np.searchsorted(cdf, np.asarray(draws, dtype=np.float64), side="right"), dtype=np.int64)
+    if (
+        probabilities.ndim not in (1, 2)
+        or not np.all(probabilities >= 0)
+        or np.any(np.abs(probabilities.sum(axis=-1) - 1.0) > PMF_TOLERANCE)
+    ):
+        raise ValueError(f"{probabilities} is no pmf: it needs no negative number and the sum 1 within 1e-9")
+    # What lies at or beyond the last arm with probability belongs to it, rounding of the sum included.
+    n_arms = probabilities.shape[-1]
+    last = n_arms - 1 - np.argmax(probabilities[..., ::-1] > 0, axis=-1)
+    cdf = np.where(np.arange(n_arms) >= last[..., None], 1.0, np.cumsum(probabilities, axis=-1))
+    at = np.asarray(draws, dtype=np.float64)
+    if probabilities.ndim == 1:
+        return np.asarray(np.searchsorted(cdf, at, side="right"), dtype=np.int64)
+    if at.shape != probabilities.shape[:1]:
+        raise ValueError(f"{probabilities.shape} is no pmf for {at.shape} draws; give one row a draw")
+    return np.asarray((cdf <= at[:, None]).sum(axis=-1), dtype=np.int64)
 
 
 def hashed_draw(salt: str, snapshot_id: str, contact_key: int, occurrence: str) -> float:

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from training.policies.base import ArmStatistics, FloatArray, IntArray, Policy
+from training.policies.base import CountPolicy
+from training.policies.statistics import ArmStatistics, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
-class FixedSplit(Policy):
+class FixedSplit(CountPolicy):
     """The same probabilities whatever happens: an A/B test.
 
     Parameters
@@ -58,7 +59,7 @@ class FixedSplit(Policy):
 
 
 @dataclass(frozen=True)
-class Uniform(Policy):
+class Uniform(CountPolicy):
     """Every arm alike: the control that a learner has to beat.
 
     Examples

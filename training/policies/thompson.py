@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from training.policies.base import ArmStatistics, FloatArray, IntArray, Policy, mix_floor
+from training.policies.base import CountPolicy, mix_floor
+from training.policies.statistics import ArmStatistics, FloatArray, IntArray
 
 #: Breakpoints of the quadrature, in standard deviations of each arm's log-odds.
 _BREAKS = np.array([-10.0, -6.0, -4.0, -2.5, -1.25, 0.0, 1.25, 2.5, 4.0, 6.0, 10.0])
@@ -215,7 +216,7 @@ def probability_best(alpha: FloatArray, beta: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class BetaBernoulliThompson(Policy):
+class BetaBernoulliThompson(CountPolicy):
     """Thompson sampling on success rates: each arm gets its probability of being best, with a floor.
 
     Differs from the textbook in five ways, each because mail needs it. A mail without an answer counts as a trial
