@@ -28,7 +28,12 @@ class Calibration:
 
 
 def fit_platt(
-    log_odds: Array, y: NDArray[np.generic], *, slope: float | None = None, intercept_sd: float | None = None
+    log_odds: Array,
+    y: NDArray[np.generic],
+    *,
+    slope: float | None = None,
+    intercept_sd: float | None = None,
+    weight: Array | None = None,
 ) -> Calibration:
     """Most probable line given the outcomes, a normal prior around slope 1 and one around intercept 0.
 
@@ -45,6 +50,8 @@ def fit_platt(
         Keep this slope and fit the intercept alone.
     intercept_sd : float, optional
         Prior standard deviation of the intercept; default ``INTERCEPT_SD``.
+    weight : ndarray, shape (n,), optional
+        Of each row's log-likelihood; censoring weights of about 1.
 
     References
     ----------
@@ -60,6 +67,7 @@ def fit_platt(
     outcomes: Array = np.asarray(y, dtype=np.float64)
     if z.shape != outcomes.shape or z.ndim != 1:
         raise ValueError(f"log-odds have shape {z.shape}, outcomes {outcomes.shape}; pass two vectors of one length")
+    w: Array = np.ones_like(z) if weight is None else np.asarray(weight, dtype=np.float64)
     design = np.column_stack([np.ones_like(z), z])
     mean = np.array([0.0, 1.0 if slope is None else slope])
     precision = np.array([(intercept_sd or INTERCEPT_SD) ** -2, SLOPE_SD**-2])
@@ -68,13 +76,13 @@ def fit_platt(
 
     def objective(b: Array) -> float:
         eta = design @ b
-        return float((np.logaddexp(0, eta) - outcomes * eta).sum() + 0.5 * (precision * (b - mean) ** 2).sum())
+        return float((w * (np.logaddexp(0, eta) - outcomes * eta)).sum() + 0.5 * (precision * (b - mean) ** 2).sum())
 
     value = objective(beta)
     for _ in range(50):
         p = expit(design @ beta)
-        gradient = design.T @ (p - outcomes) + precision * (beta - mean)
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + np.diag(precision)
+        gradient = design.T @ (w * (p - outcomes)) + precision * (beta - mean)
+        hessian = (design * (w * p * (1 - p))[:, None]).T @ design + np.diag(precision)
         step = np.zeros(2)
         step[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
         scale = 1.0

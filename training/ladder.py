@@ -209,13 +209,14 @@ class Walk:
         )
 
     def losses(self, cutoff: int, rung: str) -> Array | None:
-        """Log-loss of each contact of the day, shape (n,); None where the rung cannot be fitted there."""
+        """Weighted log-loss of each contact of the day, shape (n,); None where the rung cannot be fitted there."""
         key = (cutoff, rung)
         if key not in self._losses:
             log_odds = self.answers(cutoff, rung)
             if log_odds is None:
                 return None
-            self._losses[key] = log_losses(self.rows(cutoff).y, expit(log_odds))
+            rows = self.rows(cutoff)
+            self._losses[key] = rows.weight / rows.weight.mean() * log_losses(rows.y, expit(log_odds))
         return self._losses[key]
 
     def answers(self, cutoff: int, rung: str) -> Array | None:
@@ -269,9 +270,9 @@ class Walk:
             else:
                 slope = 1.0
                 if self._can_learn(earlier) and self._part(earlier, name) is not None:
-                    slope = fit_platt(self._scores(earlier, name), last.y).slope
+                    slope = fit_platt(self._scores(earlier, name), last.y, weight=last.weight).slope
                 self._lines[key] = fit_platt(
-                    part.log_odds(last.X), last.y, slope=slope, intercept_sd=LEVEL_SD.get(name)
+                    part.log_odds(last.X), last.y, slope=slope, intercept_sd=LEVEL_SD.get(name), weight=last.weight
                 )
         return self._lines[key]
 
@@ -295,7 +296,7 @@ class Walk:
         known = self.known(cutoff)
         if name == "base_rates":
             column = self.data.names.index(HISTORY[1] if "bgnbd" in self.rungs else "days_since_active")
-            return BaseRates.fit(known.X, known.y, column, self.horizon_days)
+            return BaseRates.fit(known.X, known.y, column, self.horizon_days, known.weight)
         if name == "logistic":
             left_out = np.isin(family_by_column(self.views), list(NOISY_FAMILIES))
             return RidgeLogistic.fit(known.X, known.y, weight=known.weight, left_out=left_out)
@@ -326,7 +327,7 @@ def rival_column(known: TrainingSet, rows: TrainingSet, column: str) -> Array:
     """Probabilities by a logistic regression on one column."""
     alone = [known.names.index(column)]
     try:
-        fitted = RidgeLogistic.fit(known.X[:, alone], known.y)
+        fitted = RidgeLogistic.fit(known.X[:, alone], known.y, weight=known.weight)
     except OneClass:
-        return np.full(len(rows), known.y.mean())
+        return np.full(len(rows), np.average(known.y, weights=known.weight))
     return np.asarray(expit(fitted.log_odds(rows.X[:, alone])))

@@ -55,13 +55,17 @@ class BaseRates:
     FILE = "base_rates.json"
 
     @classmethod
-    def fit(cls, X: Array, y: NDArray[np.generic], column: int, horizon_days: float) -> BaseRates:
+    def fit(
+        cls, X: Array, y: NDArray[np.generic], column: int, horizon_days: float, weight: Array | None = None
+    ) -> BaseRates:
         """Rates by band of ``column`` (days), the edges in horizons."""
         edges = tuple(float(edge * horizon_days) for edge in BANDS)
         band = _band(X[:, column], edges)
         n = len(edges) + 2
-        overall = (float(np.sum(y)) + 1) / (len(y) + 2)
-        hits, rows = np.bincount(band, np.asarray(y, np.float64), n), np.bincount(band, minlength=n)
+        w = np.ones(len(y)) if weight is None else weight
+        happened = w * np.asarray(y, np.float64)
+        overall = (float(happened.sum()) + 1) / (float(w.sum()) + 2)
+        hits, rows = np.bincount(band, happened, n), np.bincount(band, w, n)
         return cls(
             column, edges, np.asarray(logit((hits + BAND_PRIOR * overall) / (rows + BAND_PRIOR))), float(logit(overall))
         )

@@ -41,12 +41,14 @@ def end_of_day():
     return _end_of_day
 
 
-def _fresh(empty: Path, folder: Path) -> Database:
+def fresh_database(empty: Path, folder: Path) -> Database:
+    """A copy of the empty database in ``folder``."""
     shutil.copy(empty, folder / "kairos.db")
     return Database(f"sqlite:///{folder / 'kairos.db'}")
 
 
-def _lake_of(database: Database, folder: Path) -> Lake:
+def lake_of(database: Database, folder: Path) -> Lake:
+    """The lake of a database's log."""
     lake = Lake(str(folder / "lake"), buckets=8)
     with database.reading() as session:
         lake.sync(session)
@@ -57,7 +59,7 @@ def _lake_of(database: Database, folder: Path) -> Lake:
 def retail_lake(data_folder: Path, empty_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """Lake of the Online Retail orders and cancellations of known customers."""
     folder = tmp_path_factory.mktemp("retail")
-    database = _fresh(empty_sqlite, folder)
+    database = fresh_database(empty_sqlite, folder)
     file = data_folder / "online_retail_to_2011-08-31.parquet"
     lines = pd.read_parquet(file, columns=["InvoiceNo", "Quantity", "UnitPrice", "InvoiceDate", "CustomerID"])
     lines = lines[lines.CustomerID.notna()]
@@ -86,7 +88,7 @@ def retail_lake(data_folder: Path, empty_sqlite: Path, tmp_path_factory: pytest.
             for user, invoice, at, minor in orders.itertuples(index=False)
         ]
         append(session, events, received_at=now, imported=True)
-    lake = _lake_of(database, folder)
+    lake = lake_of(database, folder)
     database.close()
     return lake
 
@@ -134,14 +136,14 @@ def _shop_events(rng: np.random.Generator, key: int, user: str) -> list[NewEvent
 def shop(empty_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A `Shop` in a database and its lake; do not write into it."""
     folder = tmp_path_factory.mktemp("shop")
-    database = _fresh(empty_sqlite, folder)
+    database = fresh_database(empty_sqlite, folder)
     rng = np.random.default_rng(11)
     with database.writing() as session:
         users = [f"user:{i}" for i in range(400)]
         keys = contacts.resolve(session, users, now=END)
         events = [event for user in users for event in _shop_events(rng, keys[user], user)]
         append(session, events, received_at=to_micros(END), imported=True)
-    yield Shop(database, _lake_of(database, folder), np.array(sorted(keys.values())))
+    yield Shop(database, lake_of(database, folder), np.array(sorted(keys.values())))
     database.close()
 
 

@@ -61,3 +61,15 @@ def test_a_line_never_reverses_the_ranking() -> None:
 def test_no_change_is_the_logistic_function() -> None:
     """Slope 1 and intercept 0 give the plain probability of the log-odds."""
     assert Calibration().apply(np.array([0.0]))[0] == 0.5
+
+
+def test_a_row_of_weight_two_counts_like_two_rows() -> None:
+    """Censoring weights stand for contacts who were not seen."""
+    z, y = _drifted(-0.3, n=2_000)
+    twice = np.repeat([1, 2], 1_000)
+
+    weighted = fit_platt(z, y, weight=twice.astype(float))
+    repeated = fit_platt(np.repeat(z, twice), np.repeat(y, twice))
+
+    assert weighted.slope == pytest.approx(repeated.slope, abs=1e-9)
+    assert weighted.intercept == pytest.approx(repeated.intercept, abs=1e-9)
