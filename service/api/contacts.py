@@ -69,7 +69,7 @@ def list_events(
     )
 
 
-@router.get("/{user_id:path}/vector", dependencies=READ)
+@router.get("/{user_id:path}/vector", dependencies=READ, response_model=None)
 def read_vector(
     user_id: str,
     as_of: datetime | None = Query(None, description="Instant; only what was known then counts. Default: now."),
@@ -93,7 +93,7 @@ def read_vector(
     }
 
 
-@router.get("/{user_id:path}/predictions", dependencies=READ)
+@router.get("/{user_id:path}/predictions", dependencies=READ, response_model=None)
 def read_predictions(user_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
     """What the contact is expected to do, computed now; null with a why where nothing can be said."""
     now = here.clock.now()

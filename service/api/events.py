@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
-from service.api.installation import Installation, allow, check_scope, installation, secret_of
+from service.api.installation import Installation, allow, check_scope, installation, installation_of, secret_of
 from service.api.paging import Cursor, Limit, before, page, position
 from service.api.problems import MAX_BODY, problem, problem_of, too_large
 from service.errors import BadRequest, Invalid, ServiceError, Unauthorized
@@ -58,7 +58,7 @@ async def take(request: Request) -> Response:
     The write key comes as the user name of Basic credentials, as a bearer token or as ``writeKey`` in the body. A bad
     message in a batch is set aside in the quarantine and named in the answer; the others are stored.
     """
-    here = installation(request)
+    here = installation_of(request)
     call = CALLS[request.url.path.rsplit("/", 1)[-1]]
     # Clients name any content type for their gzipped JSON, so only the bytes are believed.
     raw = await request.body()

@@ -35,7 +35,7 @@ class PredictionRequest(BaseModel):
     models: list[str] | None = Field(None, min_length=1, description="By name; every model that serves by default.")
 
 
-@router.post("")
+@router.post("", response_model=None)
 def predict_live(asked: PredictionRequest, here: Installation = Depends(installation)) -> dict[str, Any]:
     """Live predictions of up to 1,000 contacts; null with a why where nothing can be said."""
     known = known_models(here.serving)

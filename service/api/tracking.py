@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.api.installation import Installation, installation
+from service.api.installation import Installation, installation_of
 from service.hits import Hit
 from service.links import BadToken, link_url, read_click, read_open, read_unsubscribe
 from service.suppression import unsubscribe
@@ -39,7 +39,7 @@ _PAGE = _QUIET | {
 @router.get("/o/{token}", response_class=Response)
 async def open_pixel(token: str, request: Request) -> Response:
     """The open pixel; the hit is on disk when the pixel is answered."""
-    here = installation(request)
+    here = installation_of(request)
     try:
         send_id = read_open(here.settings.signing_key, token)
     except BadToken as error:
@@ -52,7 +52,7 @@ async def open_pixel(token: str, request: Request) -> Response:
 @router.get("/c/{token}", response_class=Response)
 async def follow_link(token: str, request: Request) -> Response:
     """On to the link's target, which the token names by number: nobody can redirect to what was not sent."""
-    here = installation(request)
+    here = installation_of(request)
     try:
         send_id, link_id = read_click(here.settings.signing_key, token)
     except BadToken as error:
@@ -71,7 +71,7 @@ async def follow_link(token: str, request: Request) -> Response:
 def ask_to_unsubscribe(token: str, request: Request) -> Response:
     """A page with a button. Looking at it changes nothing: scanners follow every link."""
     try:
-        read_unsubscribe(installation(request).settings.signing_key, token)
+        read_unsubscribe(installation_of(request).settings.signing_key, token)
     except BadToken as error:
         return _page("This link is not valid", str(error), 404)
     button = '<form method="post"><button type="submit">Unsubscribe</button></form>'
@@ -86,7 +86,7 @@ async def unsubscribe_now(token: str, request: Request) -> Response:
     ----------
     Levine & Herkula (2017), RFC 8058, "Signaling One-Click Functionality for List Email Headers".
     """
-    here = installation(request)
+    here = installation_of(request)
     try:
         send_id = read_unsubscribe(here.settings.signing_key, token)
     except BadToken as error:

@@ -1,15 +1,22 @@
-"""Live prediction over HTTP, and tracking hits: latency as a client sees it, beside an endpoint that does nothing."""
+"""Live prediction over HTTP: latency as a client sees it, beside an endpoint that does nothing and MLflow's server."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from sqlalchemy import select
 
 from features.lake import Lake
 from service.app import create_app
@@ -19,6 +26,7 @@ from service.demo import free_port, serving_http, write_contacts, write_events
 from service.jobs import score_contacts, train_model
 from service.keys import create_key
 from service.settings import Settings
+from service.tables import ServingModelRow
 from training.serving import Serving
 from training.simulation import World
 
@@ -62,19 +70,78 @@ def run() -> dict[str, Any]:
                 "nothing": _latency(client, ["/healthz"] * N_REQUESTS),
                 "vector": _latency(client, [f"/v1/contacts/{user}/vector" for user in users]),
                 "predictions": _latency(client, [f"/v1/contacts/{user}/predictions" for user in users]),
+                "one_model": _latency(
+                    client,
+                    ["/v1/predictions"] * N_REQUESTS,
+                    [{"user_ids": [user], "models": ["conversion"]} for user in users],
+                ),
             }
+        served = serving.get("conversion")
+        assert served is not None
+        with database.reading() as session:
+            folder_of = session.scalar(select(ServingModelRow.path).where(ServingModelRow.name == "conversion"))
+        X = np.nan_to_num(np.random.default_rng(0).random((N_REQUESTS, len(served.view_set.names))))
+        with _mlflow_serving(Path(str(folder_of)), Path(folder)) as rival:
+            report["mlflow_models_serve"] = _latency(
+                rival,
+                ["/invocations"] * N_REQUESTS,
+                [{"dataframe_split": {"columns": list(served.view_set.names), "data": [x.tolist()]}} for x in X],
+            )
         database.close()
     report["predictions_over_nothing"] = round(report["predictions"]["p50_ms"] / report["nothing"]["p50_ms"], 2)
+    report["one_model_over_mlflow"] = round(report["one_model"]["p50_ms"] / report["mlflow_models_serve"]["p50_ms"], 3)
     return report
 
 
-def _latency(client: httpx.Client, paths: list[str]) -> dict[str, float]:
-    for path in paths[:20]:
-        client.get(path).raise_for_status()
+@contextmanager
+def _mlflow_serving(model_folder: Path, scratch: Path) -> Iterator[httpx.Client]:
+    """`mlflow models serve` on the model that serves here, one process, as MLflow's manual starts it."""
+    import mlflow
+
+    root = Path(__file__).parents[2]
+    path = scratch / "pyfunc"
+    mlflow.pyfunc.save_model(
+        path,
+        python_model=str(root / "tests" / "benchmarks" / "rival_mlflow.py"),
+        artifacts={"folder": str(model_folder)},
+        pip_requirements=[],
+    )
+    port = free_port()
+    with (scratch / "mlflow.log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlflow", "models", "serve", "-m", str(path), "--env-manager", "local",
+                "--port", str(port), "--workers", "1",
+            ],
+            env={**os.environ, "PYTHONPATH": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'rival.db'}"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                for _ in range(120):
+                    try:
+                        client.get("/ping").raise_for_status()
+                        break
+                    except httpx.TransportError:
+                        time.sleep(0.5)
+                yield client
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+
+
+def _latency(client: httpx.Client, paths: list[str], bodies: list[dict[str, Any]] | None = None) -> dict[str, float]:
+    def ask(i: int) -> httpx.Response:
+        return client.get(paths[i]) if bodies is None else client.post(paths[i], json=bodies[i])
+
+    for i in range(20):
+        ask(i).raise_for_status()
     took = []
-    for path in paths:
+    for i in range(len(paths)):
         begin = time.perf_counter()
-        response = client.get(path)
+        response = ask(i)
         took.append(time.perf_counter() - begin)
         response.raise_for_status()
     p50, p99 = np.quantile(took, [0.5, 0.99]) * 1000
