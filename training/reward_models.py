@@ -34,6 +34,7 @@ def fit_outcomes(
     *,
     folds: int = 5,
     order: Literal["contact", "time"] = "contact",
+    epoch: IntArray | None = None,
     seed: int = 0,
 ) -> FloatArray:
     """Expected reward, shape (n, n_arms), each row from a model fitted without that row's contact.
@@ -47,9 +48,13 @@ def fit_outcomes(
         LightGBM on contexts and arm. The last two need contexts.
     folds : int, 2 or more
     order : {"contact", "time"}
-        ``contact``: folds of contacts, each answered by the model of the others. ``time``: consecutive blocks, each
-        answered by the model of earlier ones, the first by 0. Where the log's policy learned from its own rewards,
-        later draws depend on earlier rewards, and only a model of the past leaves the estimate exactly unbiased.
+        ``contact``: folds of contacts, each answered by the model of the others. ``time``: some 2 * ``folds``
+        consecutive blocks of epochs, each answered by the model of earlier blocks, and of the other contacts of its
+        own epoch where a block is one epoch; what has neither, by 0. Where the log's policy learned from its own
+        rewards, later draws depend on earlier rewards, and only such a model leaves the estimate exactly unbiased.
+    epoch : ndarray of int64, shape (n,), optional
+        For ``time``: decisions of one epoch were drawn from one snapshot; later ones have greater numbers. By default
+        ``occurred_at``.
     seed : int
         Of the folds.
 
@@ -75,22 +80,30 @@ def fit_outcomes(
         raise ValueError(f"outcome model {model!r} is unknown; choose one of {', '.join(_FITS)}")
     if model != "arm_mean" and (logged.contexts is None or not logged.contexts.shape[1]):
         raise ValueError(f"{model} needs contexts, and the log has none; choose arm_mean")
+    fold, learned_from = contact_folds(logged, folds, seed), 1.0 - np.eye(folds)
     if order == "time":
-        fold = _blocks(logged, folds)
-        learned_from = np.tril(np.ones((folds, folds)), -1)
-    else:
-        fold = contact_folds(logged, folds, seed)
-        learned_from = 1.0 - np.eye(folds)
+        fold, learned_from = _in_time(logged, epoch, fold, folds)
     return _FITS[model](logged, fold, learned_from)
 
 
-def _blocks(logged: LoggedDecisions, folds: int) -> IntArray:
-    """Consecutive blocks of about the same size; decisions of one instant stay together."""
-    if logged.occurred_at is None:
-        raise ValueError("order 'time' needs occurred_at; give it, or choose order 'contact'")
-    instants, first = np.unique(logged.occurred_at, return_inverse=True)
-    before = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=len(instants)))[:-1]])
-    return np.asarray(before[first] * folds // max(1, len(logged)), dtype=np.int64)
+def _in_time(
+    logged: LoggedDecisions, epoch: IntArray | None, contact_fold: IntArray, folds: int
+) -> tuple[IntArray, FloatArray]:
+    """A fold for each block of epochs and fold of contacts, and the folds that each may learn from."""
+    at = logged.occurred_at if epoch is None else epoch
+    if at is None:
+        raise ValueError("order 'time' needs occurred_at or epoch; give one, or choose order 'contact'")
+    n_blocks = 2 * folds
+    epochs, number = np.unique(at, return_inverse=True)
+    before = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(epochs)))])[:-1]
+    block_of = before * n_blocks // max(1, len(logged))
+    is_one_epoch = np.bincount(block_of.astype(np.int64), minlength=n_blocks) == 1
+    block = np.repeat(np.arange(n_blocks), folds)
+    contacts = np.tile(np.arange(folds), n_blocks)
+    earlier = block[None, :] < block[:, None]
+    beside = (block[None, :] == block[:, None]) & (contacts[None, :] != contacts[:, None]) & is_one_epoch[block]
+    fold = block_of[number] * folds + contact_fold
+    return np.asarray(fold, dtype=np.int64), (earlier | beside).astype(np.float64)
 
 
 def _arm_means(logged: LoggedDecisions, fold: IntArray, learned_from: FloatArray) -> FloatArray:
