@@ -27,8 +27,9 @@ WITH_MODEL = ("dm", "dr", "sndr", "switch_dr")
 
 #: Below this effective number of decisions no value is given.
 MIN_ESS = 100.0
-#: A value that rests on a decision drawn with less than this is not given.
+#: A value in which a decision that was drawn with less than this counts for more than ``HEAVY_WEIGHT`` is not given.
 MIN_PROPENSITY = 0.005
+HEAVY_WEIGHT = 10.0
 #: Clipped IPS counts no decision for more than this many; SWITCH leaves those above it to the model.
 MAX_WEIGHT = 20.0
 #: Draws of an arm below which nothing is said of its propensities.
@@ -417,8 +418,8 @@ def evaluate(
         Of the intervals: normal, with standard errors over contacts, or percentiles of ``bootstrap`` draws of
         contacts if that is above 0.
     force : bool
-        Give values even where they would be refused: below ``min_ess``, where a draw below ``min_propensity`` counts,
-        and where the mean weight says that propensities and draws do not belong together.
+        Give values even where they would be refused: below ``min_ess``, where a draw below ``min_propensity`` counts
+        for more than ten, and where the mean weight says that propensities and draws do not belong together.
 
     Raises
     ------
@@ -460,7 +461,7 @@ def evaluate(
         n, n_clusters, logged_mean, logged_error, effective_sample_size(weight), float(weight.max(initial=0.0)),
         mean, error, float(taken.min(initial=1.0)), level, None,
     )  # fmt: skip
-    why = _refusal(found, min_ess, min_propensity)
+    why = _refusal(found, weight, logged.propensity, min_ess, min_propensity)
     impossible = found.ess == 0  # nothing to force: no decision is shared
     if why is not None and (impossible or not force):
         none = (None, None, None, None, None)
@@ -523,7 +524,9 @@ def _check(
         raise ValueError(f"clip {clip} and switch {switch} must be 0 or more, level {level} between 0 and 1")
 
 
-def _refusal(found: Evaluation, min_ess: float, min_propensity: float) -> str | None:
+def _refusal(
+    found: Evaluation, weight: FloatArray, propensity: FloatArray, min_ess: float, min_propensity: float
+) -> str | None:
     if found.n == 0:
         return "there is no decision to learn from; widen the period"
     if found.ess < min_ess:
@@ -531,10 +534,11 @@ def _refusal(found: Evaluation, min_ess: float, min_propensity: float) -> str | 
             f"the decisions that the target shares with the log are worth {found.ess:.0f}, and a value takes "
             f"{min_ess:.0f}; log with a higher floor"
         )
-    if found.least_propensity < min_propensity:
+    rarest = int(np.argmin(np.where(weight > HEAVY_WEIGHT, propensity, 1.0)))
+    if weight[rarest] > HEAVY_WEIGHT and propensity[rarest] < min_propensity:
         return (
-            f"a decision that was drawn with probability {found.least_propensity:.3g} would count for "
-            f"{found.max_weight:.0f}, and below {min_propensity:g} a few such draws decide; log with a higher floor"
+            f"a decision that was drawn with probability {propensity[rarest]:.3g} would count for "
+            f"{weight[rarest]:.0f}, and below {min_propensity:g} a few such draws decide; log with a higher floor"
         )
     off = abs(found.mean_weight - 1.0)
     if off > max(MEAN_WEIGHT_SLACK, MEAN_WEIGHT_Z * found.mean_weight_error):

@@ -257,6 +257,18 @@ def test_what_cannot_be_told_is_refused_with_a_reason_unless_forced(changes: dic
     assert forced.table()["value"].notna().all()
 
 
+def test_rare_draws_do_no_harm_where_they_do_not_weigh():
+    """A target that draws about as rarely as the log did is told, however small the propensities."""
+    pmf = np.array([0.001, 0.499, 0.5])
+    arm = np.random.default_rng(3).choice(3, 8000, p=pmf)
+    log = small(8000, arm=arm, propensity=pmf[arm], reward=np.ones(8000))
+    near = split_target(log, {"a": 0.002, "b": 0.498, "c": 0.5})
+
+    assert (arm == 0).sum() > 0
+    assert evaluate(log, near).why is None
+    assert "0.001 would count for 333" in evaluate(log, uniform_target(log), min_ess=0).why
+
+
 def test_an_arm_that_was_never_drawn_has_no_value_even_by_force():
     """Nothing is shared with the log; an empty log says so too."""
     log = small()
