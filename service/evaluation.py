@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import BigInteger, select, type_coerce
+from sqlalchemy import BigInteger, String, cast, select, type_coerce
 from sqlalchemy.orm import Session
 
 from features.tables import current, to_micros
@@ -214,7 +215,7 @@ def _rows(session: Session, experiment: ExperimentRow, since: datetime | None, u
         select(
             DecisionRow.arm_id,
             DecisionRow.propensity,
-            DecisionRow.eligible,
+            cast(DecisionRow.eligible, String).label("eligible"),
             DecisionRow.segment,
             DecisionRow.context,
             DecisionRow.contact_key,
@@ -248,12 +249,12 @@ def _ints(values: Any) -> np.ndarray:
 
 
 def _eligible(rows: list[Any], position: Mapping[str, int]) -> np.ndarray:
-    """Open arms of each decision, shape (n, n_arms); few sets of arms occur, so each is looked up once."""
-    number: dict[tuple[str, ...], int] = {}
-    of_row = _ints(number.setdefault(tuple(row.eligible), len(number)) for row in rows)
+    """Open arms of each decision, shape (n, n_arms); few sets of arms occur, so each is parsed once."""
+    number: dict[str, int] = {}
+    of_row = _ints(number.setdefault(row.eligible, len(number)) for row in rows)
     masks = np.zeros((len(number), len(position)), dtype=bool)
     for arms, i in number.items():
-        masks[i, [position[arm] for arm in arms]] = True
+        masks[i, [position[arm] for arm in json.loads(arms)]] = True
     return masks[of_row]
 
 
