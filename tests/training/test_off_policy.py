@@ -95,7 +95,7 @@ def prove_unbiased(logs: int) -> str:
 
 def test_ips_and_dr_are_unbiased_and_their_intervals_hold():
     """The bias lies within 3 standard errors, weights average one, the model takes variance away."""
-    prove_unbiased(250)
+    prove_unbiased(150)
 
 
 @pytest.mark.slow
@@ -109,8 +109,8 @@ def test_ips_and_dr_are_unbiased_on_two_thousand_logs(capsys: pytest.CaptureFixt
 def test_a_log_of_the_pmf_before_the_floor_is_found_out():
     """A planted error: draws are made with the floor and logged without. What held above no longer holds."""
     world = partial(simulate_log, 400, floor=0.1, effect=0.0, sharpness=0.7)
-    right, truth, _ = estimates_of(150, uniform_target, world)
-    wrong, _, _ = estimates_of(150, uniform_target, partial(world, log_before_floor=True))
+    right, truth, _ = estimates_of(100, uniform_target, world)
+    wrong, _, _ = estimates_of(100, uniform_target, partial(world, log_before_floor=True))
 
     assert abs(z_of(right["ips"], truth)) < 3
     assert abs(z_of(wrong["ips"], truth)) > 6
@@ -133,7 +133,7 @@ def test_a_large_log_of_the_pmf_before_the_floor_is_refused():
 def test_a_learners_own_log_is_evaluated_without_bias():
     """Draws that follow earlier rewards need models of the past; IPS and DR then stay unbiased."""
     world = partial(simulate_log, 600, n_arms=3, policy=Leader(), n_waves=6, sends_per_contact=1)
-    values, truth, _ = estimates_of(150, uniform_target, world, order="time")
+    values, truth, _ = estimates_of(100, uniform_target, world, order="time")
 
     assert abs(z_of(values["ips"], truth)) < 3
     assert abs(z_of(values["dr"], truth)) < 3
@@ -154,13 +154,13 @@ def test_switch_lies_between_the_model_and_doubly_robust():
 def test_dr_is_right_whatever_the_model_says():
     """A model that is wrong everywhere costs variance, not truth."""
     wrong = []
-    for seed in range(200):
+    for seed in range(120):
         made = simulate_log(400, seed=seed, floor=0.08)
         target = uniform_target(made.logged)
         nonsense = np.tile([0.9, 0.1, 0.5, 0.0], (400, 1))
         wrong.append(evaluate(made.logged, target, nonsense, force=True)["dr"].value - made.value(target))
 
-    assert abs(np.mean(wrong)) < 3 * np.std(wrong) / np.sqrt(200)
+    assert abs(np.mean(wrong)) < 3 * np.std(wrong) / np.sqrt(120)
 
 
 def test_the_logs_own_policy_is_worth_what_the_log_earned():
