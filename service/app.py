@@ -14,6 +14,7 @@ from service.api import (
     campaigns,
     contacts,
     decisions,
+    evaluations,
     events,
     experiments,
     health,
@@ -82,8 +83,8 @@ def create_app(
     app.state.installation = here
     problems.install(app)
     for noun in (
-        events, contacts, predictions, decisions, experiments, templates, campaigns, sends, models, outcomes,
-        tracking, health,
+        events, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends, models,
+        outcomes, tracking, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

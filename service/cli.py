@@ -40,6 +40,7 @@ imports = _group("import", "Bring history in from files.")
 contacts_group = _group("contacts", "Contacts.")
 features = _group("features", "The feature store: lake and vectors.")
 models = _group("models", "The model registry.")
+experiments = _group("experiments", "Experiments: what other policies would have earned.")
 outcomes = _group("outcomes", "What a model may be trained to foretell, as you declare it.")
 keys = _group("keys", "API keys.")
 database_group = _group("db", "The database.")
@@ -844,6 +845,75 @@ def _outcome_lines(outcome: dict[str, Any]) -> str:
     )
 
 
+# ---------------------------------------------------------------------------------------------------- experiments
+
+
+@experiments.command("evaluate")
+def evaluate_experiment_command(
+    experiment_id: Annotated[str, typer.Argument(help="Id of the experiment.")],
+    policy: Annotated[str | None, typer.Option(help="uniform, best_arm, or logged (what ran: a check).")] = None,
+    arm: Annotated[str | None, typer.Option(help="Always this arm.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A fixed split, as in a=.2,b=.8.")] = None,
+    snapshot: Annotated[str | None, typer.Option(help="The probabilities of a stored snapshot.")] = None,
+    since: Annotated[str | None, typer.Option(help="Decisions from here on; a date: from its start.")] = None,
+    until: Annotated[str | None, typer.Option(help="Decisions before this instant; a date: to its end.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Give values where they would be refused.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What another policy would have earned on the experiment's own log, with intervals, or why nobody can tell.
+
+    Example: kairos experiments evaluate exp_3f2a9c51b0de --policy uniform --since 2026-03-01 --until 2026-03-31
+    """
+    from service.evaluation import evaluate_experiment
+
+    given = {"policy": policy, "arm": arm, "snapshot": snapshot, "weights": _weights(weights) if weights else None}
+    target = {kind: wanted for kind, wanted in given.items() if wanted is not None}
+    if len(target) != 1:
+        raise typer.BadParameter("name one target: --policy, --arm, --weights or --snapshot")
+    with _installation() as (settings, database), database.reading() as session:
+        report = evaluate_experiment(
+            session,
+            experiment_id,
+            target,
+            now=datetime.now(UTC),
+            since=_instant(since, settings, "--since", end_of_day=False) if since else None,
+            until=_instant(until, settings, "--until") if until else None,
+            force=force,
+        )
+    _answer(report, as_json, _evaluation_lines)
+
+
+def _weights(text: str) -> dict[str, float]:
+    try:
+        pairs = [pair.rsplit("=", 1) for pair in text.split(",")]
+        return {name.strip(): float(weight) for name, weight in pairs}
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no split; write a=.2,b=.8", param_hint="--weights") from None
+
+
+def _evaluation_lines(report: dict[str, Any]) -> str:
+    used, checked = report["decisions"], report["diagnostics"]
+    left_out = ", ".join(f"{n:,} {why}" for why, n in used["left_out"].items() if n)
+    lines = [
+        report["says"],
+        f"{used['used']:,} decisions of {used['contacts']:,} contacts{f'; left out: {left_out}' if left_out else ''}",
+        f"worth {checked['ess']:,.0f} of the target's own (ESS); greatest weight {checked['max_weight']:.3g}, "
+        f"least propensity {checked['least_propensity']:.3g}"
+        + ("" if checked["mean_weight"] is None else f", mean weight {checked['mean_weight']:.3f}"),
+    ]
+    for one in report["estimates"]:
+        if one["value"] is not None:
+            low, high = one["interval"]
+            lines.append(
+                f"  {one['estimator']:12} {one['value']:10.5g}  {low:10.5g} to {high:<10.5g}  gain {one['gain']:+.5g}"
+            )
+    if used["events_behind"]:
+        lines.append(
+            f"{used['events_behind']:,} events of the log wait for the worker; `kairos worker --once` reads them"
+        )
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------------ simulator
 
 
@@ -1132,8 +1202,8 @@ def _model_names(name: str, known: Sequence[str]) -> list[str]:
     return list(known) if name == "all" else [name]
 
 
-def _instant(text: str | None, settings: Settings) -> datetime:
-    """The instant that ``--as-of`` names; a bare date is the end of that day in the installation's zone."""
+def _instant(text: str | None, settings: Settings, option: str = "--as-of", *, end_of_day: bool = True) -> datetime:
+    """The instant that an option names; a bare date is the end (or start) of that day in the installation's zone."""
     from zoneinfo import ZoneInfo
 
     if text is None:
@@ -1141,11 +1211,12 @@ def _instant(text: str | None, settings: Settings) -> datetime:
     zone = ZoneInfo(settings.timezone)
     try:
         if len(text) == 10:
-            return datetime.combine(date.fromisoformat(text) + timedelta(days=1), time(), zone).astimezone(UTC)
+            day = date.fromisoformat(text) + timedelta(days=1 if end_of_day else 0)
+            return datetime.combine(day, time(), zone).astimezone(UTC)
         instant = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no instant; write 2026-03-02 or 2026-03-02T09:00:00Z", param_hint="--as-of"
+            f"{text!r} is no instant; write 2026-03-02 or 2026-03-02T09:00:00Z", param_hint=option
         ) from None
     return (instant if instant.tzinfo else instant.replace(tzinfo=zone)).astimezone(UTC)
 

@@ -142,6 +142,11 @@ def test_keys_are_made_listed_and_revoked(kairos: Callable[..., Any]):
         (["models", "show", "churn"], 1, "kairos train churn"),
         (["models", "rollback", "churn"], 1, "kairos train churn"),
         (["score", "--model", "churn"], 1, "kairos train churn"),
+        (["experiments", "evaluate", "exp_nope", "--policy", "uniform"], 1, "'exp_nope'"),
+        (["experiments", "evaluate", "exp_nope"], 2, "--snapshot"),
+        (["experiments", "evaluate", "exp_nope", "--arm", "a", "--policy", "uniform"], 2, "one target"),
+        (["experiments", "evaluate", "exp_nope", "--weights", "a:1"], 2, "a=.2,b=.8"),
+        (["experiments", "evaluate", "exp_nope", "--arm", "a", "--since", "soon"], 2, "--since"),
         (["demo", "--orders", "missing.parquet"], 1, "missing.parquet"),
         (["fly"], 2, "fly"),
     ],
@@ -260,6 +265,41 @@ def test_the_command_line_declares_and_lists(kairos: Callable[..., Any], tmp_pat
     assert kairos("train", "silent_regulars")[0] == 1  # there is no event to learn from
     assert kairos("score", "--model", "silent_regulars")[0] == 1
     assert kairos("train", "sofas")[0] == 2
+
+
+def test_an_experiment_is_evaluated_on_its_own_log(kairos: Callable[..., Any], tmp_path: Path):
+    """Decisions of five days ago with their clicks: the report as JSON and in lines; a date cuts the period by days."""
+    from datetime import UTC, datetime, timedelta
+
+    from features.contacts import resolve
+    from service.database import Database
+    from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
+    from service.tables import RewardRow
+
+    kairos("db", "upgrade")
+    then = datetime.now(UTC) - timedelta(days=5)
+    database = Database(f"sqlite:///{tmp_path / 'home' / 'kairos.db'}")
+    with database.writing() as session:
+        keys = list(resolve(session, [f"user:u{i}" for i in range(300)], now=then).values())
+        arms = (Arm("a", "One"), Arm("b", "Two"))
+        experiment = open_experiment(session, NewExperiment("Test", "subject", arms), now=then)
+        made = decide_for(session, experiment, keys, "home", now=then)
+        for decision_id in [one for one, arm in zip(made.decision_id, made.arm_id, strict=True) if arm == "b"][::2]:
+            session.add(RewardRow(decision_id=decision_id, kind="click", value=1.0, occurred_at=then, log_seq=1))
+    database.close()
+    asked = ("experiments", "evaluate", experiment)
+    found = answer(kairos(*asked, "--arm", "b", "--json"))
+    same = answer(kairos(*asked, "--weights", "b=2,a=0", "--until", then.date().isoformat(), "--json"))
+    nothing = answer(kairos(*asked, "--policy", "uniform", "--until", "2020-01-01", "--json"))
+    code, out, _ = kairos(*asked, "--policy", "uniform", "--since", (then - timedelta(days=1)).date().isoformat())
+
+    snips = next(one["value"] for one in found["estimates"] if one["estimator"] == "snips")
+    assert snips == pytest.approx(0.5, abs=0.01)
+    assert same["estimates"] == found["estimates"]
+    assert nothing["says"].startswith("no value: there is no decision")
+    assert code == 0
+    assert "300 decisions of 300 contacts" in out
+    assert "snips" in out
 
 
 def test_a_simulated_world_is_written_as_messages(kairos: Callable[..., Any], tmp_path: Path):
