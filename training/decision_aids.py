@@ -125,6 +125,7 @@ def shrink(
     estimates, errors : array-like of float, shape (n_arms,)
         Means and their standard errors, from the same units.
     past : sequence of (estimates, errors)
+        Of one experiment, shape (n_arms,), or of several alike, shape (n_experiments, n_arms).
     level : float
         Of the intervals.
 
@@ -143,13 +144,12 @@ def shrink(
     if y.ndim != 1 or len(y) < 2 or s.shape != y.shape or not np.all(np.isfinite(y)) or not np.all(s > 0):
         raise ValueError(f"{len(y)} estimates with errors {s}: give at least two, each with an error above 0")
     scale = float(np.sqrt(np.mean(s**2)))
-    taus = scale * np.concatenate([[0.0], np.geomspace(0.02, 50.0, 200)])
+    taus = scale * np.concatenate([[0.0], np.geomspace(0.02, 50.0, 100)])
     width = np.gradient(taus)
-    log_posterior = np.log(width) - np.log1p((taus / scale) ** 2)
-    for arms, deviations in (*past, (y, s)):
-        log_posterior += _spread_log_likelihood(
-            np.asarray(arms, dtype=np.float64), np.asarray(deviations, dtype=np.float64), taus
-        )
+    log_posterior = np.log(width) - np.log1p((taus / scale) ** 2) + _spread_log_likelihood(y, s, taus)
+    for arms, deviations in past:
+        likelihood = _spread_log_likelihood(np.asarray(arms), np.asarray(deviations), taus)
+        log_posterior += likelihood.reshape(-1, len(taus)).sum(axis=0)
     chance = np.exp(log_posterior - special.logsumexp(log_posterior))[:, None]
     precision = 1 / (taus[:, None] ** 2 + s**2)
     centre = (precision * y).sum(axis=1, keepdims=True) / precision.sum(axis=1, keepdims=True)
@@ -188,9 +188,9 @@ def shrunk_means(
 
 
 def _spread_log_likelihood(y: FloatArray, s: FloatArray, taus: FloatArray) -> FloatArray:
-    """Log likelihood of each spread with the common mean integrated out."""
-    precision = 1 / (taus[:, None] ** 2 + s**2)
-    total = precision.sum(axis=1)
-    centre = (precision * y).sum(axis=1) / total
-    misfit = (precision * (y - centre[:, None]) ** 2).sum(axis=1)
-    return np.asarray(0.5 * (np.log(precision).sum(axis=1) - np.log(total) - misfit), dtype=np.float64)
+    """Log likelihood of each spread with the common mean integrated out, shape (..., n_taus) of (..., n_arms)."""
+    precision = 1 / (taus[:, None] ** 2 + s[..., None, :] ** 2)
+    total = precision.sum(axis=-1)
+    centre = (precision * y[..., None, :]).sum(axis=-1) / total
+    misfit = (precision * (y[..., None, :] - centre[..., None]) ** 2).sum(axis=-1)
+    return np.asarray(0.5 * (np.log(precision).sum(axis=-1) - np.log(total) - misfit), dtype=np.float64)

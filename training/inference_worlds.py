@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from training.batches import Batches
 from training.decision_aids import shrink
@@ -16,7 +17,6 @@ from training.inference import ConfidenceSequence, Plan, Weights, against_unifor
 from training.policies import BetaBernoulliThompson, CountPolicy, DelayCdf, FixedSplit
 from training.policies.base import mix_floor
 from training.policies.statistics import FloatArray, IntArray
-from training.policies.thompson import probability_best
 from training.sample_ratio import sample_ratio_log_e
 
 #: Relative base rate at hours since the start.
@@ -39,17 +39,29 @@ def weekly_season(hours: FloatArray) -> FloatArray:
     return np.asarray(1.0 + 0.3 * np.sin(2 * np.pi * hours / 168.0), dtype=np.float64)
 
 
+_NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+
+
 @dataclass(frozen=True)
 class PooledThompson(CountPolicy):
-    """Textbook Thompson sampling on counts pooled over waves, with a floor: what the reports have to survive."""
+    """Textbook Thompson sampling on counts pooled over waves, with a floor: what the reports have to survive.
+
+    The log-odds of the Beta(1, 1) posteriors are taken as normal: thousands of runs then take seconds.
+    """
 
     floor: float = 0.05
     name: ClassVar[str] = "pooled_thompson"
 
     def shares(self, arms: tuple[str, ...], trials: IntArray, successes: IntArray, age_hours: FloatArray) -> FloatArray:
-        """Probabilities of being best from Beta(1, 1) and the pooled counts, floor mixed in."""
-        n, s = trials.sum(axis=-1), successes.sum(axis=-1)
-        return mix_floor(probability_best(1.0 + s, 1.0 + n - s), self.floor)
+        """Probabilities of being best, floor mixed in."""
+        alpha, beta = 1.0 + successes.sum(axis=-1), 1.0 + (trials - successes).sum(axis=-1)
+        mean = special.digamma(alpha) - special.digamma(beta)
+        deviation = np.sqrt(special.polygamma(1, alpha) + special.polygamma(1, beta))
+        at = mean[..., None] + deviation[..., None] * _NODES
+        below = special.ndtr((at[..., :, None, :] - mean[..., None, :, None]) / deviation[..., None, :, None])
+        itself = np.eye(len(arms), dtype=np.bool_)[:, :, None]
+        best = (np.where(itself, 1.0, below).prod(axis=-2) * _NODE_WEIGHTS).sum(axis=-1)
+        return mix_floor(best / best.sum(axis=-1, keepdims=True), self.floor)
 
     def parameters(self) -> dict[str, Any]:
         """Name and floor."""
@@ -308,7 +320,7 @@ def winners(
     rates = np.clip(rng.normal(0.2, spread, (n_past + experiments, n_arms)), 0.0, 1.0)
     seen = rng.binomial(trials, rates) / trials
     errors = np.sqrt(seen * (1 - seen) / trials)
-    past = [(seen[i], errors[i]) for i in range(n_past)]
+    past = [(seen[:n_past], errors[:n_past])] if n_past else []
     raw, drawn_in, covered = [], [], []
     for i in range(n_past, n_past + experiments):
         best = 1 + int(seen[i, 1:].argmax())
@@ -377,7 +389,7 @@ def _errors(experiment: Experiment, plan: Plan) -> dict[str, Any]:
     return figures
 
 
-def effect_report(runs: int, *, seed: int = 12) -> list[dict[str, Any]]:
+def effect_report(runs: int, *, seed: int = 12, only: str = "") -> list[dict[str, Any]]:
     """Coverage and power where the second arm is truly better: 20 % against 22 %, 40,000 sends, 40 looks.
 
     ``expected_power`` is for plain Thompson sampling, under equal and under inverse-variance weights.
@@ -391,6 +403,8 @@ def effect_report(runs: int, *, seed: int = 12) -> list[dict[str, Any]]:
     ]
     rows = []
     for name, policy, expected in worlds:
+        if only not in name:
+            continue
         experiment = simulate_experiment(policy, (0.20, 0.22), n_sends=40_000, n_waves=40, runs=runs, seed=seed)
         figures = _errors(experiment, Plan.for_rate(40_000, 0.2))
         rate = float(experiment.batches.sums.sum() / experiment.batches.trials.sum())
