@@ -13,7 +13,7 @@ from scipy import special
 from training.batches import Batches
 from training.decision_aids import shrink
 from training.guardrails import harm_log_e
-from training.inference import ConfidenceSequence, Plan, Weights, against_uniform, difference
+from training.inference import ConfidenceSequence, Plan, Weights, against_uniform, arm_mean, difference
 from training.policies import BetaBernoulliThompson, CountPolicy, DelayCdf, FixedSplit
 from training.policies.base import mix_floor
 from training.policies.statistics import FloatArray, IntArray
@@ -85,17 +85,16 @@ class Experiment:
     #: shape (n_batches, n_arms): true rate of each arm in each batch.
     truth: FloatArray
 
-    def true_difference(self, plan: Plan, weights: Weights) -> FloatArray:
-        """What the estimate of arm 1 less arm 0 is of: the true differences, weighted as it weights them."""
+    @property
+    def exact(self) -> Batches:
+        """The same batches without noise: an estimate from them is what the estimate from the real ones is of."""
         truth = np.broadcast_to(self.truth, self.batches.model.shape)
-        exact = replace(
-            self.batches,
-            sums=self.batches.trials * truth,
-            squares=self.batches.trials * truth,
-            model=truth,
-            variance=truth * (1 - truth),
-        )
-        return difference(exact, "arm_1", "arm_0", plan, weights=weights).estimate
+        sums = self.batches.trials * truth
+        return replace(self.batches, sums=sums, squares=sums, model=truth, variance=truth * (1 - truth))
+
+    def true_difference(self, plan: Plan, weights: Weights) -> FloatArray:
+        """The true differences of arm 1 less arm 0, weighted as the estimate weights them."""
+        return difference(self.exact, "arm_1", "arm_0", plan, weights=weights).estimate
 
 
 def simulate_experiment(
@@ -382,6 +381,8 @@ def _errors(experiment: Experiment, plan: Plan) -> dict[str, Any]:
         sequence = difference(experiment.batches, "arm_1", "arm_0", plan, alpha=ALPHA, weights=weights)
         figures[weights] = _share(ever(sequence, experiment.true_difference(plan, weights)))
         figures[f"declared_{weights}"] = _share(np.asarray((sequence.lower > 0).any(axis=-1), dtype=np.bool_))
+    mean, true = (arm_mean(of, "arm_1", plan, alpha=ALPHA) for of in (experiment.batches, experiment.exact))
+    figures["arm_mean"] = _share(ever(mean, true.estimate))
     value = against_uniform(experiment.batches, plan, alpha=ALPHA)
     is_open = experiment.batches.pmf > 0
     gain = ((experiment.batches.pmf - is_open / is_open.sum(axis=-1, keepdims=True)) * experiment.truth).sum(axis=-1)
@@ -464,7 +465,7 @@ def broken_bounds(report: dict[str, Any]) -> list[str]:
     """What of ``reports_report`` lies outside its bounds; empty when all holds."""
     broken = []
     for row in report["no_effect"] + report["effect"]:
-        for name in ("precision", "equal", "against_uniform"):
+        for name in ("precision", "equal", "arm_mean", "against_uniform"):
             if row[name]["share"] > row["bound"]:
                 broken.append(f"{row['world']}: {name} errs in {row[name]['share']:.3f}")
     naive = {row["world"]: row["naive"]["share"] for row in report["no_effect"]}

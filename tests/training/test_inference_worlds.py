@@ -62,12 +62,12 @@ def test_errors_stay_rare(rates: tuple[float, ...], differs: dict[str, Any]) -> 
 
 
 def test_a_model_that_has_seen_its_batch_is_found_out() -> None:
-    """The planted bug: means of the batch itself, in waves of ten."""
-    small: dict[str, Any] = {"n_sends": 2000, "n_waves": 200, "runs": RUNS, "seed": 22}
+    """The planted bug: means of the batch itself, in waves of ten. At 5 % more than 11 of 100 err in 1 % of tests."""
+    small: dict[str, Any] = {"n_sends": 2000, "n_waves": 200, "runs": 100, "seed": 22}
     planted = simulate_experiment(PooledThompson(0.05), (0.2, 0.2), foresight="own_batch", **small)
     right = simulate_experiment(PooledThompson(0.05), (0.2, 0.2), **small)
-    assert misses(planted, 0.2, 2000) >= 2 * MOST
-    assert misses(right, 0.2, 2000) <= MOST
+    assert misses(planted, 0.2, 2000) >= 20
+    assert misses(right, 0.2, 2000) <= 11
 
 
 def test_probabilities_logged_before_the_floor_are_found_out() -> None:
