@@ -15,9 +15,12 @@ from training.policies.base import (
     masked,
     mix_floor,
 )
+from training.policies.epsilon import EpsilonGreedy
 from training.policies.fixed import FixedSplit, Uniform
+from training.policies.gaussian import GaussianThompson
 from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
-from training.policies.thompson import BetaBernoulliThompson, DelayCdf
+from training.policies.thompson import BetaBernoulliThompson
+from training.policies.waves import DelayCdf
 
 __all__ = [
     "Allocation",
@@ -25,7 +28,9 @@ __all__ = [
     "BetaBernoulliThompson",
     "CountPolicy",
     "DelayCdf",
+    "EpsilonGreedy",
     "FixedSplit",
+    "GaussianThompson",
     "LinearStatistics",
     "Policy",
     "SegmentStatistics",
@@ -39,7 +44,16 @@ __all__ = [
     "policy_from_parameters",
 ]
 
-_POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (BetaBernoulliThompson, FixedSplit, Uniform)}
+_POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        BetaBernoulliThompson,
+        EpsilonGreedy,
+        FixedSplit,
+        GaussianThompson,
+        Uniform,
+    )
+}
 
 
 def policy_from_parameters(parameters: Mapping[str, Any]) -> Policy:
