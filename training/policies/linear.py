@@ -292,9 +292,7 @@ class LinearThompson(Policy):
         n_arms, _, n_features = statistics.moments.shape
         known = np.zeros((n_arms, 0)) if statistics.arm_features is None else statistics.arm_features[:, 1:]
         # Covariance of W e_k + delta_k between arms, the same for every feature of the vector.
-        covariance = (
-            _COMMON**2 + self.feature_deviation**2 * known @ known.T + self.arm_deviation**2 * np.eye(n_arms)
-        )
+        covariance = _COMMON**2 + self.feature_deviation**2 * known @ known.T + self.arm_deviation**2 * np.eye(n_arms)
         prior = np.kron(np.linalg.inv(covariance), np.eye(n_features))
         root = linalg.cholesky(prior + evidence.precision, lower=True, check_finite=False)
         mean = linalg.cho_solve((root, True), evidence.moments, check_finite=False)

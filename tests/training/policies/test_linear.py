@@ -278,10 +278,28 @@ def test_arms_that_are_no_longer_shown_teach_and_are_not_drawn() -> None:
         LinearThompson().allocate(seen(1), running=("z",))
 
 
-def test_where_nothing_differs_the_estimated_spread_of_the_arms_is_small() -> None:
-    alike, unlike = (LinearThompson().posterior(seen(9, n=20_000, spread=spread)).scales for spread in (0.0, 0.05))
-    assert max(alike[:2]) <= 0.04
-    assert min(unlike[:2]) >= 0.07
+def test_the_noise_is_tempered_at_the_mean_vector_and_scaled_away_from_it() -> None:
+    statistics = seen(9)
+    posterior = LinearThompson().posterior(statistics)
+    mean_x = np.append(1.0, np.full(N_FEATURES - 1, 0.3))
+    rng = np.random.default_rng(1)
+    drawn = posterior.draws(20_000, rng, scale=0.3, mean_scale=1.4, mean_x=mean_x)
+    covariance = np.linalg.inv(posterior.precision_root @ posterior.precision_root.T)
+    block = covariance.reshape(4, N_FEATURES, 4, N_FEATURES)[1, :, 1]
+    departure = np.append(0.0, np.ones(N_FEATURES - 1))
+    np.testing.assert_allclose((drawn[:, 1] @ mean_x).std(), 1.4 * np.sqrt(mean_x @ block @ mean_x), rtol=0.03)
+    np.testing.assert_allclose((drawn[:, 1] @ departure).std(), 0.3 * np.sqrt(departure @ block @ departure), rtol=0.03)
+    np.testing.assert_allclose(drawn.mean(axis=0), posterior.mean, atol=0.002)
+
+
+def test_arms_that_do_not_differ_keep_comparable_shares() -> None:
+    """A single look; the slow proof is in test_contextual_worlds.py."""
+    outside = 0
+    for run in range(8):
+        statistics, contexts = seen(run, n=20_000, spread=0.0, rate=0.2, arms=("a", "b")), vectors(500, run)
+        share = LinearThompson().allocate(statistics, seed=run).probabilities(500, contexts=contexts)[:, 0].mean()
+        outside += abs(share - 0.5) > 0.4
+    assert outside == 0
 
 
 def test_until_there_are_enough_successes_the_split_is_uniform_and_says_so() -> None:
@@ -290,7 +308,7 @@ def test_until_there_are_enough_successes_the_split_is_uniform_and_says_so() -> 
         assert allocation.ensemble is None
         np.testing.assert_allclose(allocation.pmf, 0.25)
         assert allocation.reason.startswith("uniform: ")
-        assert "20 needed" in allocation.reason
+        assert "8 needed" in allocation.reason
     later = LinearThompson().allocate(seen(1))
     assert later.reason == f"linear: {seen(1).squares.sum():.0f} successes in 8000 trials"
     assert later.uniform == pytest.approx(0.2)
@@ -332,6 +350,7 @@ def test_statistics_that_do_not_fit_are_refused_with_the_remedy(change: dict, sa
     [
         ({"floor": 0.6}, "does not fit two arms"),
         ({"scale": 0.0}, "scale 0.0 must be above 0"),
+        ({"temper": 1.5}, "temper 1.5 is not in"),
         ({"half_life_days": -1.0}, "half_life_days -1.0 must be above 0"),
         ({"arm_deviation": np.inf}, "arm_deviation inf"),
         ({"n_draws": 5}, "n_draws 5 is not from 10 to 1000"),
