@@ -21,6 +21,7 @@ from training.policies import (
     sums_of,
 )
 from training.policies.statistics import FloatArray, IntArray
+from training.worlds import day_and_night
 
 #: Decisions an hour, by which rounds become ages; an hour is a wave.
 ROUNDS_PER_HOUR = 1000
@@ -108,23 +109,25 @@ def linear_world(seed: int, n_rounds: int = 50_000, *, redrawn_at: int | None = 
 
 
 def replaced_arms_world(
-    seed: int, n_rounds: int = 50_000, *, n_open: int = 10, lives: int = 5_000, own: float = 0.1
+    seed: int, n_rounds: int = 50_000, *, n_open: int = 10, n_replaced: int = 3, lives: int = 5_000, own: float = 0.1
 ) -> ContextualWorld:
-    """All arms are replaced every ``lives`` rounds; what an arm is like follows from its six-dimensional embedding.
+    """Every ``lives`` rounds some arms are replaced; what an arm is like follows from its six-dimensional embedding.
 
-    An arm's coefficients are ``W e_k`` plus normal ones of its own with the standard deviation ``own``.
+    Ten arms are open at a time, and the oldest ``n_replaced`` of them leave. An arm's coefficients (ten features,
+    clicks logistic in them) are ``W e_k`` plus normal ones of its own with the standard deviation ``own``.
     """
     rng = np.random.default_rng(seed)
-    n_arms = n_open * (n_rounds // lives)
+    changes = -(-n_rounds // lives) - 1
+    n_arms = n_open + n_replaced * changes
     x = np.concatenate([np.ones((n_rounds, 1)), rng.standard_normal((n_rounds, 9))], axis=1)
     embedding = np.concatenate([np.ones((n_arms, 1)), rng.standard_normal((n_arms, 6))], axis=1)
-    w = rng.normal(0, 0.25, (x.shape[1], 7))
+    w = rng.normal(0, 0.15, (x.shape[1], 7))
     beta = embedding @ w.T + rng.normal(0, own, (n_arms, x.shape[1]))
-    beta[:, 0] += -2.2
-    starts = np.repeat(np.arange(0, n_rounds, lives), n_open)[:n_arms]
-    return ContextualWorld(
-        x.astype(np.float32), _logistic(x @ beta.T), rng.random(n_rounds), starts, starts + lives, embedding
-    )
+    beta[:, 0] += -2.4
+    starts = np.repeat(np.arange(changes + 1) * lives, [n_open] + [n_replaced] * changes)
+    leaves = np.repeat(np.arange(1, changes + 1) * lives, n_replaced)
+    ends = np.append(leaves, np.full(n_arms - len(leaves), n_rounds))
+    return ContextualWorld(x.astype(np.float32), _logistic(x @ beta.T), rng.random(n_rounds), starts, ends, embedding)
 
 
 def round_delay(delay_rounds: int) -> DelayCdf:
@@ -136,11 +139,24 @@ def round_delay(delay_rounds: int) -> DelayCdf:
 
 
 def choose_in_turn(
-    policy: Policy, world: ContextualWorld, *, batch: int = 100, delay_rounds: int = 0, seed: int = 0
+    policy: Policy,
+    world: ContextualWorld,
+    *,
+    batch: int = 100,
+    delay_rounds: int = 0,
+    apart: bool = False,
+    seed: int = 0,
 ) -> IntArray:
     """The arm chosen in each round, by the code that the service decides with.
 
-    Batches of ``batch`` rounds share one allocation; a reward is known once ``delay_rounds`` and the batch are over.
+    Parameters
+    ----------
+    batch : int
+        Rounds that share one allocation.
+    delay_rounds : int
+        A reward is known once so many rounds and the batch are over.
+    apart : bool
+        Hide the arms' features and the arms that are no longer shown: the control without a learned prior.
 
     Returns
     -------
@@ -164,7 +180,7 @@ def choose_in_turn(
         squares += sums.squares
         age = np.where(trials > 0, (start - shown_at / np.maximum(trials, 1)) / ROUNDS_PER_HOUR, 0.0)
         running = [world.arms[k] for k in np.flatnonzero((world.starts <= start) & (start < world.ends))]
-        allocation = _allocation(policy, world, (trials, gram, moments, squares, age), running, seed + start)
+        allocation = _allocation(policy, world, (trials, gram, moments, squares, age), running, apart, seed + start)
         now = slice(start, min(start + batch, n_rounds))
         rows = np.arange(now.start, now.stop)
         pmf = allocation.probabilities(len(rows), contexts=world.contexts[now])
@@ -183,12 +199,58 @@ def _allocation(
     world: ContextualWorld,
     sums: tuple[IntArray, FloatArray, FloatArray, FloatArray, FloatArray],
     running: Sequence[str],
+    apart: bool,
     seed: int,
 ) -> Allocation:
+    kept = np.array([world.arms.index(arm) for arm in running])
     trials, gram, moments, squares, age = sums
-    if isinstance(policy, LinearThompson):
-        statistics = LinearStatistics(world.arms, trials, gram, moments, squares, age, world.arm_features)
-        return policy.allocate(statistics, seed=seed, running=running)
-    kept = [world.arms.index(arm) for arm in running]
-    clicks = squares[kept].round().astype(np.int64)
-    return policy.allocate(ArmStatistics(tuple(running), trials[kept], clicks, age[kept]), seed=seed)
+    if not isinstance(policy, LinearThompson):
+        clicks = squares[kept].round().astype(np.int64)
+        return policy.allocate(ArmStatistics(tuple(running), trials[kept], clicks, age[kept]), seed=seed)
+    if apart:
+        alone = (trials[kept], gram[kept], moments[kept], squares[kept], age[kept])
+        return policy.allocate(LinearStatistics(tuple(running), *alone), seed=seed)
+    # Arms that were never shown teach nothing: leave them out, for speed.
+    kept = np.union1d(kept, np.flatnonzero(trials.sum(axis=1)))
+    features = None if world.arm_features is None else world.arm_features[kept]
+    arms = tuple(world.arms[k] for k in kept)
+    statistics = LinearStatistics(arms, trials[kept], gram[kept], moments[kept], squares[kept], age[kept], features)
+    return policy.allocate(statistics, seed=seed, running=running)
+
+
+def shares_without_effect(
+    policy: LinearThompson,
+    *,
+    n_arms: int = 2,
+    n_features: int = 2,
+    n_sends: int = 40_000,
+    n_waves: int = 40,
+    runs: int,
+    seed: int,
+) -> FloatArray:
+    """Last mean probabilities over contacts where all arms are the same, shape (runs, n_arms).
+
+    Hourly waves with a base rate of 20 %, give or take 30 % by day and night; the vector moves the rate, the arm does
+    not.
+    """
+    arms = tuple(f"arm_{k}" for k in range(n_arms))
+    per_wave = n_sends // n_waves
+    size = {"n_arms": n_arms, "n_waves": n_waves}
+    last = np.empty((runs, n_arms))
+    for run in range(runs):
+        rng = np.random.default_rng([seed, run])
+        slopes = rng.normal(0, 0.02, n_features - 1)
+        sums = sums_of([], [], np.empty((0, n_features)), [], **size)
+        for wave in range(n_waves + 1):
+            age = np.broadcast_to(np.maximum(wave - np.arange(n_waves, dtype=np.float64), 0), (n_arms, n_waves))
+            allocation = policy.allocate(sums.statistics(arms, age), seed=int(rng.integers(2**31)))
+            x = np.concatenate([np.ones((per_wave, 1)), rng.standard_normal((per_wave, n_features - 1))], axis=1)
+            pmf = allocation.probabilities(per_wave, contexts=x)
+            if wave == n_waves:
+                last[run] = pmf.mean(axis=0)
+                break
+            base = 0.2 * day_and_night(np.array([float(wave)]))
+            clicks = rng.random(per_wave) < np.clip(base + x[:, 1:] @ slopes, 0, 1)
+            fresh = sums_of(choose(pmf, rng.random(per_wave)), np.full(per_wave, wave), x, clicks, **size)
+            sums = sums + fresh
+    return last

@@ -69,7 +69,7 @@ def linear_statistics(rng: np.random.Generator, n: int = 100_000) -> LinearStati
     click = rng.random(n) < (0.2 + (x * beta[arm]).sum(axis=1)).clip(0, 1)
     sums = sums_of(arm, wave, x, click, n_arms=ARMS, n_waves=WAVES)
     age = np.broadcast_to(np.arange(WAVES, 0, -1) * 1.0, (ARMS, WAVES))
-    return LinearStatistics(tuple(f"arm_{k}" for k in range(ARMS)), *sums, age)
+    return sums.statistics([f"arm_{k}" for k in range(ARMS)], age)
 
 
 def run() -> dict[str, Any]:

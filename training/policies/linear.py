@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,7 +23,8 @@ from training.policies.thompson import DelayCdf
 _COMMON = 1.0
 
 
-class LinearSums(NamedTuple):
+@dataclass(frozen=True)
+class LinearSums:
     """What raw trials add up to in each arm and wave."""
 
     #: shape (n_arms, n_waves)
@@ -34,6 +35,22 @@ class LinearSums(NamedTuple):
     moments: FloatArray
     #: shape (n_arms, n_waves)
     squares: FloatArray
+
+    def __add__(self, other: LinearSums) -> LinearSums:
+        """Sums of both sets of trials."""
+        return LinearSums(
+            self.trials + other.trials,
+            self.gram + other.gram,
+            self.moments + other.moments,
+            self.squares + other.squares,
+        )
+
+    def statistics(
+        self, arms: Sequence[str], age_hours: ArrayLike, arm_features: FloatArray | None = None
+    ) -> LinearStatistics:
+        """What the policy learns from, with the mean age of each cell's trials, shape (n_arms, n_waves)."""
+        age = np.asarray(age_hours, dtype=np.float64)
+        return LinearStatistics(tuple(arms), self.trials, self.gram, self.moments, self.squares, age, arm_features)
 
 
 def sums_of(
@@ -159,9 +176,11 @@ class LinearThompson(Policy):
     wave_concentration : float, above 0
         Waves' base rates differ by a relative standard deviation of ``wave_concentration ** -0.5``, as in
         ``training.policies.thompson.fit_waves``.
-    arm_deviation, feature_deviation : float, above 0
-        Prior standard deviations of ``delta_k`` and of the weights W of arm features, in standard deviations of the
-        reward.
+    arm_deviation : float above 0, optional
+        Prior standard deviation of ``delta_k``, in standard deviations of the reward; by default .3, and .1 where arms
+        have features, which explain the rest.
+    feature_deviation : float, above 0
+        Prior standard deviation of the weights W of arm features, in standard deviations of the reward.
     delay : DelayCdf
 
     References
@@ -177,7 +196,7 @@ class LinearThompson(Policy):
     >>> x = np.stack([np.ones(4000), np.tile([1.0, -1.0], 2000)], axis=1)
     >>> arm = np.repeat([0, 1], 2000)
     >>> reward = np.arange(4000) % 10 < np.where(arm == 1, np.where(x[:, 1] > 0, 5, 1), 3)
-    >>> seen = LinearStatistics(("a", "b"), *sums_of(arm, 0 * arm, x, reward, n_arms=2, n_waves=1), [[99.0], [99.0]])
+    >>> seen = sums_of(arm, 0 * arm, x, reward, n_arms=2, n_waves=1).statistics(("a", "b"), [[99.0], [99.0]])
     >>> LinearThompson().allocate(seen).probabilities(2, contexts=x[:2]).round(2).tolist()
     [[0.05, 0.95], [0.95, 0.05]]
     """
@@ -189,7 +208,7 @@ class LinearThompson(Policy):
     n_draws: int = 100
     minimum_successes: float = 2.0
     wave_concentration: float = 10.0
-    arm_deviation: float = 0.3
+    arm_deviation: float | None = None
     feature_deviation: float = 0.3
     delay: DelayCdf = field(default_factory=DelayCdf)
     name: ClassVar[str] = "linear"
@@ -291,8 +310,9 @@ class LinearThompson(Policy):
         evidence = self._evidence(statistics)
         n_arms, _, n_features = statistics.moments.shape
         known = np.zeros((n_arms, 0)) if statistics.arm_features is None else statistics.arm_features[:, 1:]
+        own = self.arm_deviation or (0.1 if known.shape[1] else 0.3)
         # Covariance of W e_k + delta_k between arms, the same for every feature of the vector.
-        covariance = _COMMON**2 + self.feature_deviation**2 * known @ known.T + self.arm_deviation**2 * np.eye(n_arms)
+        covariance = _COMMON**2 + self.feature_deviation**2 * known @ known.T + own**2 * np.eye(n_arms)
         prior = np.kron(np.linalg.inv(covariance), np.eye(n_features))
         root = linalg.cholesky(prior + evidence.precision, lower=True, check_finite=False)
         mean = linalg.cho_solve((root, True), evidence.moments, check_finite=False)

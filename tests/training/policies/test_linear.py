@@ -54,7 +54,7 @@ def seen(
     beta = rng.normal(0, spread, (len(arms), N_FEATURES))
     click = rng.random(n) < (rate + (x * beta[arm]).sum(axis=1)).clip(0, 1)
     sums = sums_of(arm, wave, x, click, n_arms=len(arms), n_waves=n_waves)
-    return LinearStatistics(arms, *sums, np.full((len(arms), n_waves), age), arm_features)
+    return sums.statistics(arms, np.full((len(arms), n_waves), age), arm_features)
 
 
 def reordered(statistics: LinearStatistics, order: list[int]) -> LinearStatistics:
@@ -210,10 +210,10 @@ def test_a_swing_of_the_base_with_a_changing_allocation_moves_no_arm() -> None:
     beta = np.array([[1.0, 0.2, 0, 0, 0, 0], [0.9, -0.2, 0, 0, 0, 0]])
     reward = (x * beta[arm]).sum(axis=1) + base + rng.normal(0, 0.3, n)
     sums = sums_of(arm, wave, x, reward, n_arms=2, n_waves=n_waves)
-    mean = LinearThompson().posterior(LinearStatistics(("a", "b"), *sums, np.full((2, n_waves), 99.0))).mean
+    mean = LinearThompson().posterior(sums.statistics(("a", "b"), np.full((2, n_waves), 99.0))).mean
     np.testing.assert_allclose(mean[1] - mean[0], beta[1] - beta[0], atol=0.03)
     one_wave = sums_of(arm, 0 * wave, x, reward, n_arms=2, n_waves=1)
-    pooled = LinearThompson().posterior(LinearStatistics(("a", "b"), *one_wave, np.full((2, 1), 99.0))).mean
+    pooled = LinearThompson().posterior(one_wave.statistics(("a", "b"), np.full((2, 1), 99.0))).mean
     assert pooled[1, 0] - pooled[0, 0] > 0.5  # in one wave the good hours pass for a good arm
 
 
@@ -228,7 +228,7 @@ def test_waves_with_late_answers_teach_the_same_as_complete_ones() -> None:
     age = np.tile([500.0, 3.0], (2, 1))
     sums = sums_of(arm, wave, x, click & is_in, n_arms=2, n_waves=2)
     known, ignored = (
-        LinearThompson(delay=delay).posterior(LinearStatistics(("a", "b"), *sums, age)).mean
+        LinearThompson(delay=delay).posterior(sums.statistics(("a", "b"), age)).mean
         for delay in (DelayCdf(), DelayCdf(median_hours=1e-6))
     )
     assert abs(known[1, 0] - known[0, 0]) < 0.02  # 3.5 standard errors
@@ -243,7 +243,7 @@ def test_the_discount_forgets_what_was() -> None:
     sign = np.where(wave == 1, 1.0, -1.0) * np.where(arm == 1, 1.0, -1.0)
     click = rng.random(n) < 0.2 + 0.05 * sign  # arm b was worse, and is better in the fresh wave
     sums = sums_of(arm, wave, x, click, n_arms=2, n_waves=2)
-    statistics = LinearStatistics(("a", "b"), *sums, np.tile([2400.0, 100.0], (2, 1)))
+    statistics = sums.statistics(("a", "b"), np.tile([2400.0, 100.0], (2, 1)))
     kept, forgotten = (LinearThompson(half_life_days=days).posterior(statistics).mean for days in (None, 10.0))
     assert abs(kept[1, 0] - kept[0, 0]) < 0.02
     assert forgotten[1, 0] - forgotten[0, 0] == pytest.approx(0.1, abs=0.02)
@@ -260,10 +260,10 @@ def test_a_new_arm_with_features_starts_at_what_the_others_say_of_them() -> None
     click = rng.random(n) < (x * beta[arm]).sum(axis=1)
     names = tuple(f"arm_{k:02d}" for k in range(n_arms))
     sums = sums_of(arm, 0 * arm, x, click, n_arms=n_arms, n_waves=1)
-    statistics = LinearStatistics(names, *sums, np.full((n_arms, 1), 99.0), features)
+    statistics = sums.statistics(names, np.full((n_arms, 1), 99.0), features)
     posterior = LinearThompson().posterior(statistics)
     np.testing.assert_allclose(posterior.mean[-1], beta[-1], atol=0.03)
-    without = LinearStatistics(names, *sums, np.full((n_arms, 1), 99.0))
+    without = sums.statistics(names, np.full((n_arms, 1), 99.0))
     blind = LinearThompson().posterior(without).mean
     np.testing.assert_allclose(blind[-1], blind[:-1].mean(axis=0), atol=0.01)
     assert np.abs(posterior.mean[-1] - beta[-1]).max() < 0.5 * np.abs(blind[-1] - beta[-1]).max()
