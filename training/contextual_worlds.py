@@ -14,6 +14,7 @@ from training.policies import (
     ArmStatistics,
     DelayCdf,
     LinearStatistics,
+    LinearSums,
     LinearThompson,
     Policy,
     choose,
@@ -121,7 +122,7 @@ def replaced_arms_world(
     n_arms = n_open + n_replaced * changes
     x = np.concatenate([np.ones((n_rounds, 1)), rng.standard_normal((n_rounds, 9))], axis=1)
     embedding = np.concatenate([np.ones((n_arms, 1)), rng.standard_normal((n_arms, 6))], axis=1)
-    w = rng.normal(0, 0.15, (x.shape[1], 7))
+    w = rng.normal(0, 0.3, (x.shape[1], 7))
     beta = embedding @ w.T + rng.normal(0, own, (n_arms, x.shape[1]))
     beta[:, 0] += -2.4
     starts = np.repeat(np.arange(changes + 1) * lives, [n_open] + [n_replaced] * changes)
@@ -169,28 +170,32 @@ def choose_in_turn(
     gram, moments = np.zeros((n_arms, n_waves, d, d)), np.zeros((n_arms, n_waves, d))
     chosen = np.empty(n_rounds, dtype=np.int64)
     known = 0
-    size = {"n_arms": n_arms, "n_waves": n_waves}
+
+    def sums(rounds: NDArray[np.int64], clicks: NDArray[np.bool_]) -> tuple[slice, LinearSums]:
+        """Sums of some rounds, and the waves they are of."""
+        waves = rounds // ROUNDS_PER_HOUR
+        touched = slice(int(waves[0]), int(waves[-1]) + 1)
+        size = {"n_arms": n_arms, "n_waves": touched.stop - touched.start}
+        return touched, sums_of(chosen[rounds], waves - touched.start, world.contexts[rounds], clicks, **size)
+
     for start in range(0, n_rounds, batch):
-        rewarded = slice(known, max(known, start - delay_rounds))
-        known = rewarded.stop
-        clicks = world.draws[rewarded] < world.rates[np.arange(rewarded.start, rewarded.stop), chosen[rewarded]]
-        waves = np.arange(rewarded.start, rewarded.stop) // ROUNDS_PER_HOUR
-        sums = sums_of(chosen[rewarded], waves, world.contexts[rewarded], clicks, **size)
-        moments += sums.moments
-        squares += sums.squares
+        rewarded = np.arange(known, max(known, start - delay_rounds))
+        if len(rewarded):
+            known += len(rewarded)
+            at, fresh = sums(rewarded, world.draws[rewarded] < world.rates[rewarded, chosen[rewarded]])
+            moments[:, at] += fresh.moments
+            squares[:, at] += fresh.squares
         age = np.where(trials > 0, (start - shown_at / np.maximum(trials, 1)) / ROUNDS_PER_HOUR, 0.0)
         running = [world.arms[k] for k in np.flatnonzero((world.starts <= start) & (start < world.ends))]
         allocation = _allocation(policy, world, (trials, gram, moments, squares, age), running, apart, seed + start)
-        now = slice(start, min(start + batch, n_rounds))
-        rows = np.arange(now.start, now.stop)
-        pmf = allocation.probabilities(len(rows), contexts=world.contexts[now])
-        draws = hashed_draws("world", f"snapshot-{seed}-{start}", rows, ["send"] * len(rows))
-        place = np.array([world.arms.index(arm) for arm in allocation.arms])
-        chosen[now] = place[choose(pmf, draws)]
-        sums = sums_of(chosen[now], rows // ROUNDS_PER_HOUR, world.contexts[now], np.zeros(len(rows)), **size)
-        trials += sums.trials
-        gram += sums.gram
-        np.add.at(shown_at, (chosen[now], rows // ROUNDS_PER_HOUR), rows)
+        rounds = np.arange(start, min(start + batch, n_rounds))
+        pmf = allocation.probabilities(len(rounds), contexts=world.contexts[rounds])
+        draws = hashed_draws("world", f"snapshot-{seed}-{start}", rounds, ["send"] * len(rounds))
+        chosen[rounds] = np.array([world.arms.index(arm) for arm in allocation.arms])[choose(pmf, draws)]
+        at, fresh = sums(rounds, np.zeros(len(rounds), dtype=np.bool_))
+        trials[:, at] += fresh.trials
+        gram[:, at] += fresh.gram
+        np.add.at(shown_at, (chosen[rounds], rounds // ROUNDS_PER_HOUR), rounds)
     return chosen
 
 
