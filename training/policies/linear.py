@@ -17,7 +17,7 @@ from scipy import linalg
 
 from training.policies.base import Allocation, Context, Policy, mix_floor, won_shares
 from training.policies.statistics import FloatArray, IntArray, LinearStatistics
-from training.policies.thompson import DelayCdf
+from training.policies.waves import DelayCdf
 
 #: Standard deviation of what all arms share, in standard deviations of the reward: wide, it hardly matters.
 _COMMON = 1.0
@@ -175,7 +175,7 @@ class LinearThompson(Policy):
         Successes per arm, on average, from which on the split may leave the uniform one.
     wave_concentration : float, above 0
         Waves' base rates differ by a relative standard deviation of ``wave_concentration ** -0.5``, as in
-        ``training.policies.thompson.fit_waves``.
+        ``training.policies.waves.fit_waves``.
     arm_deviation : float above 0, optional
         Prior standard deviation of ``delta_k``, in standard deviations of the reward; by default .3, and .1 where arms
         have features, which explain the rest.
