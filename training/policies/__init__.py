@@ -18,6 +18,7 @@ from training.policies.base import (
 from training.policies.epsilon import EpsilonGreedy
 from training.policies.fixed import FixedSplit, Uniform
 from training.policies.gaussian import GaussianThompson
+from training.policies.linear import LinearSums, LinearThompson, sums_of
 from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
 from training.policies.thompson import BetaBernoulliThompson
 from training.policies.waves import DelayCdf
@@ -32,6 +33,8 @@ __all__ = [
     "FixedSplit",
     "GaussianThompson",
     "LinearStatistics",
+    "LinearSums",
+    "LinearThompson",
     "Policy",
     "SegmentStatistics",
     "Uniform",
@@ -42,6 +45,7 @@ __all__ = [
     "masked",
     "mix_floor",
     "policy_from_parameters",
+    "sums_of",
 ]
 
 _POLICIES: dict[str, type[Policy]] = {
@@ -51,6 +55,7 @@ _POLICIES: dict[str, type[Policy]] = {
         EpsilonGreedy,
         FixedSplit,
         GaussianThompson,
+        LinearThompson,
         Uniform,
     )
 }
