@@ -183,9 +183,9 @@ def check_experiment(new: NewExperiment) -> None:
     unknown = sorted(set(new.guardrails) - {"unsubscribes", "complaints"})
     if unknown:
         raise Invalid(f"guardrail {unknown[0]!r} is not known; write unsubscribes or complaints")
-    _check_policy(new, ids)
     _check_segments(new)
     _check_context(new)
+    _check_policy(new, ids)
 
 
 def _check_arms(new: NewExperiment, ids: Sequence[str]) -> None:
