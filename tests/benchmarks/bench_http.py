@@ -1,4 +1,4 @@
-"""Live prediction over HTTP: latency as a client sees it, beside an endpoint that does nothing and MLflow's server."""
+"""Live prediction and one decision over HTTP, beside an endpoint that does nothing and MLflow's server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import numpy as np
 from sqlalchemy import select
 
 from features.lake import Lake
+from features.views import DEFAULT_VIEWS
 from service.app import create_app
 from service.clock import SimulatedClock
 from service.database import Database
 from service.demo import free_port, serving_http, write_contacts, write_events
+from service.flow.decide import Arm, NewExperiment, open_experiment
 from service.jobs import score_contacts, train_model
 from service.keys import create_key
 from service.settings import Settings
@@ -32,6 +35,14 @@ from training.simulation import World
 
 END = datetime(2026, 3, 2, tzinfo=UTC)
 N_CONTACTS, N_DAYS, N_REQUESTS = 2_000, 120, 2_000
+ARMS = tuple(Arm(f"arm_{number}", f"Subject {number}") for number in range(10))
+#: Experiments that a decision is asked of: one that counts, and one that looks at the contact's vector.
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "decision": {"floor": 0.02},
+    "linear_decision": {
+        "floor": 0.02, "policy": "linear", "context": {"features": list(DEFAULT_VIEWS.names[:29])},
+    },
+}  # fmt: skip
 
 
 def run() -> dict[str, Any]:
@@ -52,7 +63,11 @@ def run() -> dict[str, Any]:
         serving = Serving()
         app = create_app(settings, database, SimulatedClock(END), serving)
         with database.writing() as session:
-            _, secret = create_key(session, "bench", ["read"], END)
+            _, secret = create_key(session, "bench", ["read", "write"], END)
+            experiments = {
+                name: open_experiment(session, NewExperiment("Bench", "subject", ARMS, **asked), now=END)
+                for name, asked in EXPERIMENTS.items()
+            }
         with (
             serving_http(app, port),
             httpx.Client(
@@ -75,6 +90,10 @@ def run() -> dict[str, Any]:
                     ["/v1/predictions"] * N_REQUESTS,
                     [{"user_ids": [user], "models": ["conversion"]} for user in users],
                 ),
+                **{
+                    name: _decision_latency(client, experiment_id, users.tolist())
+                    for name, experiment_id in experiments.items()
+                },
             }
         served = serving.get("conversion")
         assert served is not None
@@ -133,16 +152,28 @@ def _mlflow_serving(model_folder: Path, scratch: Path) -> Iterator[httpx.Client]
 
 
 def _latency(client: httpx.Client, paths: list[str], bodies: list[dict[str, Any]] | None = None) -> dict[str, float]:
-    def ask(i: int) -> httpx.Response:
-        return client.get(paths[i]) if bodies is None else client.post(paths[i], json=bodies[i])
+    if bodies is None:
+        return _timed([partial(client.get, path) for path in paths])
+    return _timed([partial(client.post, path, json=body) for path, body in zip(paths, bodies, strict=True)])
 
-    for i in range(20):
-        ask(i).raise_for_status()
+
+def _decision_latency(client: httpx.Client, experiment_id: str, users: list[str]) -> dict[str, float]:
+    """One new decision a request, each with its row and its event on disk before the answer."""
+    bodies = [
+        {"experiment": experiment_id, "user_ids": [user], "occurrence": f"visit-{number}"}
+        for number, user in enumerate(users)
+    ]
+    return _timed([partial(client.post, "/v1/decisions", json=body) for body in bodies])
+
+
+def _timed(requests: list[Callable[[], httpx.Response]]) -> dict[str, float]:
+    for request in requests[:20]:
+        request().raise_for_status()
     took = []
-    for i in range(len(paths)):
+    for request in requests[20:]:
         begin = time.perf_counter()
-        response = ask(i)
+        response = request()
         took.append(time.perf_counter() - begin)
         response.raise_for_status()
     p50, p99 = np.quantile(took, [0.5, 0.99]) * 1000
-    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "requests": len(paths)}
+    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "requests": len(took)}
