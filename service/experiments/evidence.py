@@ -176,7 +176,7 @@ def _by_batch(experiment: ExperimentRow, unit: str, now: datetime) -> Select[Any
     eligible = cast(DecisionRow.eligible, Text).label("eligible")
     key = (DecisionRow.snapshot_id, DecisionRow.wave, eligible, DecisionRow.segment, DecisionRow.arm_id)
     matured = _shown_at() <= now - _window(experiment)
-    joined: Select[Any] = (
+    joined: Select[*tuple[Any, ...]] = (
         select(*key, DecisionRow.propensity.label("p"), _reward(experiment).label("r"))
         .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
         .outerjoin(RewardRow, _is_reward(experiment))
