@@ -13,11 +13,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Float, Select, Text, and_, case, cast, func, or_, select, type_coerce
+from sqlalchemy import ColumnElement, Float, Select, Text, and_, case, cast, func, null, or_, select, type_coerce
 from sqlalchemy.orm import Session
 
 from features.tables import UtcMicros
 from service.tables import DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
+from training.inference import InverseSums
 from training.policies.base import masked
 from training.policies.statistics import FloatArray, IntArray
 
@@ -40,9 +41,10 @@ class Evidence:
         Units shown, and those with a reward above 0.
     sums, squares : ndarray of float64, shape (n_batches, n_arms)
         Of the rewards of the units, and of their squares.
-    inverse : ndarray of float64, shape (n_batches, n_arms, 5), or None
-        Where the pmf differs by contact: sums over the shown units of ``1/p, r/p, 1/p², r/p², r²/p²``, p the logged
-        propensity and r the reward.
+    inverse : InverseSums, optional
+        Where the pmf differs by contact; ``pmf`` is then the share in which the arms came out.
+    least_propensity : ndarray of float64, shape (n_arms,)
+        With which an arm was drawn; NaN for one that never was.
     unit : {'decision', 'contact'}
         A sticky experiment's contact keeps its arm, so all its decisions are one unit.
     pending : int
@@ -58,7 +60,8 @@ class Evidence:
     successes: IntArray
     sums: FloatArray
     squares: FloatArray
-    inverse: FloatArray | None
+    inverse: InverseSums | None
+    least_propensity: FloatArray
     unit: str
     pending: int
 
@@ -94,12 +97,13 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
     shape = (len(keys), len(arms))
     trials, successes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     sums, squares = np.zeros(shape), np.zeros(shape)
-    inverse = np.zeros((*shape, 5)) if experiment.policy in SEES_VECTORS else None
+    inverse = np.zeros((6, *shape))
+    least = np.full(len(arms), np.nan)
     for row in rows:
         at = place[row.wave, row.eligible, row.segment or "", row.snapshot_id], column[row.arm_id]
         trials[at], successes[at], sums[at], squares[at] = row.trials, row.successes, row.sums, row.squares
-        if inverse is not None:
-            inverse[at] = row.i0, row.i1, row.j0, row.j1, row.j2
+        inverse[:, at[0], at[1]] = row.i0, row.i1, row.i2, row.j0, row.j1, row.j2
+        least[at[1]] = np.fmin(least[at[1]], row.least)
     pmf = np.zeros(shape)
     for i, (_, _, eligible, segment, snapshot_id) in enumerate(keys):
         policy = snapshots[snapshot_id][1]
@@ -107,6 +111,11 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
         is_open = [arm in json.loads(eligible) for arm in policy["arms"]]
         for arm, share in zip(policy["arms"], masked(np.asarray(weights, dtype=np.float64), is_open), strict=True):
             pmf[i, column[arm]] = share
+    differs = experiment.policy in SEES_VECTORS
+    if differs:  # nobody's pmf stands in the snapshot: the share in which the open arms came out, half a unit each
+        is_open = pmf > 0
+        pmf = np.where(is_open, trials + 0.5, 0.0)
+        pmf /= pmf.sum(axis=1, keepdims=True)
     pending = session.scalar(
         select(func.count())
         .select_from(DecisionRow)
@@ -123,53 +132,71 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
         successes=successes,
         sums=sums,
         squares=squares,
-        inverse=inverse,
+        inverse=InverseSums(*inverse) if differs else None,
+        least_propensity=least,
         unit=unit,
         pending=int(pending or 0),
     )
 
 
 @dataclass(frozen=True)
-class Group:
-    """One side of a comparison of contacts: how many, and the sums of their rewards and of the rewards' squares."""
+class Holdout:
+    """Those who were held out, and those who were shown an arm, draw by draw.
 
-    contacts: int
-    successes: int
-    total: float
-    squares: float
-
-
-def read_holdout(session: Session, experiment: ExperimentRow, *, now: datetime) -> tuple[Group, Group]:
-    """Contacts who were shown an arm, and those who were held out of it, each contact's rewards added up.
-
-    Held out are those whose decision was drawn and not shown, and those whose whole mail was withheld.
+    Attributes
+    ----------
+    trials : ndarray of int64, shape (n_draws, 2)
+        Units: held out first, shown second.
+    sums, squares : ndarray of float64, shape (n_draws, 2)
+        Of the units' rewards, and of their squares.
+    unit : {'contact', 'contact in a campaign'}
     """
-    is_held = DecisionRow.is_holdout | (func.coalesce(SendRow.state, "") == "held_out")
-    reward = _reward(experiment)
-    contacts = (
-        select(is_held.label("held"), DecisionRow.contact_key, func.sum(reward).label("value"))
+
+    trials: IntArray
+    sums: FloatArray
+    squares: FloatArray
+    unit: str
+
+
+def read_holdout(session: Session, experiment: ExperimentRow, *, now: datetime) -> Holdout:
+    """Both sides of the experiment's holdout, each unit's rewards added up.
+
+    An experiment's own holdout is drawn once a person, so the person is the unit. A campaign's is drawn campaign by
+    campaign: there each campaign is compared within itself. Where neither held anybody out the counts are zero.
+    """
+    by_person = experiment.holdout_share > 0
+    held = DecisionRow.is_holdout if by_person else func.coalesce(SendRow.state, "") == "held_out"
+    states = ("accepted",) if by_person else ("accepted", "held_out")
+    draw = null() if by_person else SendRow.campaign_id
+    units = (
+        select(
+            cast(draw, Text).label("draw"),
+            case((held, 0), else_=1).label("side"),
+            func.sum(_reward(experiment)).label("r"),
+        )
         .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
         .outerjoin(RewardRow, _is_reward(experiment))
         .where(
             DecisionRow.experiment_id == experiment.experiment_id,
-            or_(DecisionRow.send_id.is_(None), SendRow.state.in_(("accepted", "held_out"))),
+            or_(DecisionRow.send_id.is_(None), SendRow.state.in_(states)),
             _shown_at() <= now - _window(experiment),
         )
-        .group_by(is_held, DecisionRow.contact_key)
+        .group_by(*(() if by_person else (draw,)), case((held, 0), else_=1), DecisionRow.contact_key)
         .subquery()
     )
+    r = units.c.r
     rows = session.execute(
-        select(
-            contacts.c.held,
-            func.count(),
-            func.sum(case((contacts.c.value > 0, 1), else_=0)),
-            func.sum(contacts.c.value),
-            func.sum(contacts.c.value * contacts.c.value),
-        ).group_by(contacts.c.held)
+        select(units.c.draw, units.c.side, func.count(), func.sum(r), func.sum(r * r)).group_by(
+            units.c.draw, units.c.side
+        )
     ).all()
-    sides = {bool(held): Group(int(n), int(k), float(total), float(squares)) for held, n, k, total, squares in rows}
-    nobody = Group(0, 0, 0.0, 0.0)
-    return sides.get(False, nobody), sides.get(True, nobody)
+    draws = {name: i for i, name in enumerate(sorted({row.draw or "" for row in rows}))}
+    trials = np.zeros((len(draws), 2), dtype=np.int64)
+    sums, squares = np.zeros((len(draws), 2)), np.zeros((len(draws), 2))
+    for name, side, n, total, square in rows:
+        at = draws[name or ""], side
+        trials[at], sums[at], squares[at] = n, total, square
+    return Holdout(trials, sums, squares, "contact" if by_person else "contact in a campaign")
 
 
 def _by_batch(experiment: ExperimentRow, unit: str, now: datetime) -> Select[Any]:
@@ -198,21 +225,20 @@ def _by_batch(experiment: ExperimentRow, unit: str, now: datetime) -> Select[Any
         )
     units = joined.subquery()
     batch = (units.c.snapshot_id, units.c.wave, units.c.eligible, units.c.segment, units.c.arm_id)
+    p, r = units.c.p, units.c.r
     measured = [
         func.count().label("trials"),
-        func.sum(case((units.c.r > 0, 1), else_=0)).label("successes"),
-        func.sum(units.c.r).label("sums"),
-        func.sum(units.c.r * units.c.r).label("squares"),
+        func.sum(case((r > 0, 1), else_=0)).label("successes"),
+        func.sum(r).label("sums"),
+        func.sum(r * r).label("squares"),
+        func.min(p).label("least"),
+        func.sum(1.0 / p).label("i0"),
+        func.sum(r / p).label("i1"),
+        func.sum(r * r / p).label("i2"),
+        func.sum(1.0 / (p * p)).label("j0"),
+        func.sum(r / (p * p)).label("j1"),
+        func.sum(r * r / (p * p)).label("j2"),
     ]
-    if experiment.policy in SEES_VECTORS:
-        p, r = units.c.p, units.c.r
-        measured += [
-            func.sum(1.0 / p).label("i0"),
-            func.sum(r / p).label("i1"),
-            func.sum(1.0 / (p * p)).label("j0"),
-            func.sum(r / (p * p)).label("j1"),
-            func.sum(r * r / (p * p)).label("j2"),
-        ]
     return select(*batch, *measured).group_by(*batch)
 
 
