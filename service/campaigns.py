@@ -6,7 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from features.tables import from_micros
 from service.errors import Conflict, Invalid, NotFound
-from service.experiments import experiment_report
+from service.experiments import experiment_report, planning
 from service.flow.audience import check_rule, find_audience
 from service.flow.predict import Hours, predict
 from service.flow.render import slots_of
@@ -23,10 +23,15 @@ from service.flow.schedule import Intent, Limits, Sends, as_utc, check_waves, sc
 from service.settings import Settings
 from service.tables import CampaignRow, ExperimentRow, SendRow
 from service.templates import find_template
+from training.policies.thompson import DelayCdf
 from training.serving import Serving
 
 #: The ledger's terminal states (ARCHITECTURE section 6); every intent ends in one of them.
 TERMINAL_STATES = ("accepted", "failed", "unknown", "suppressed", "held_out", "unplaced", "cancelled", "expired")
+#: From this audience on, a send at once with an experiment is better cut into waves, and into how many.
+WAVES_FROM, SUGGESTED_WAVES = 3_000, 8
+#: Share of a wave's answers that should be in before the next one leaves.
+ANSWERED_BETWEEN_WAVES = 0.3
 STATES = ("planned", "claimed", "attempting", *TERMINAL_STATES)
 
 
@@ -66,6 +71,12 @@ class CampaignPlan:
         Planned sends that will be held out.
     unknown : tuple of str
         User ids of the audience that no contact answers to.
+    waves : tuple of dict
+        Instants at which parts of a send ``at_start`` leave, with their sends.
+    experiments : tuple of dict
+        What each experiment can prove with so many sends.
+    advice : tuple of str
+        What the plan would do well to change, if anything.
     """
 
     campaign_id: str
@@ -78,6 +89,9 @@ class CampaignPlan:
     first_due: datetime | None
     last_due: datetime | None
     unknown: tuple[str, ...]
+    waves: tuple[dict[str, Any], ...] = ()
+    experiments: tuple[dict[str, Any], ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -159,10 +173,13 @@ def plan_campaign(
     sends, audience_size, unknown = _sends(session, campaign, serving, settings, now)
     planned = sends.state == "planned"
     due = sends.due_at[planned]
+    n_planned = int(planned.sum())
+    instants, sizes = np.unique(due, return_counts=True) if campaign.timing == "at_start" else ((), ())
+    asked = session.scalars(select(ExperimentRow).where(ExperimentRow.experiment_id.in_(campaign.experiments))).all()
     return CampaignPlan(
         campaign_id=campaign_id,
         audience=audience_size,
-        planned=int(planned.sum()),
+        planned=n_planned,
         counts=sends.counts(),
         local_hours={
             int(hour): int(n)
@@ -173,6 +190,39 @@ def plan_campaign(
         first_due=from_micros(due.min()) if len(due) else None,
         last_due=from_micros(due.max()) if len(due) else None,
         unknown=unknown,
+        waves=tuple({"at": from_micros(at), "sends": int(n)} for at, n in zip(instants, sizes, strict=True)),
+        experiments=tuple(
+            {"id": one.experiment_id, "name": one.name}
+            | planning(session, one, sends=n_planned, holdout_share=campaign.holdout_share or None)
+            for one in asked
+        )
+        if n_planned
+        else (),
+        advice=_advice(campaign, audience_size, bool(asked)),
+    )
+
+
+def _advice(campaign: CampaignRow, audience_size: int, has_experiment: bool) -> tuple[str, ...]:
+    """Whether the campaign can learn within itself, and what would let it."""
+    if campaign.timing != "at_start" or not has_experiment:
+        return ()
+    if campaign.waves == 1:
+        if audience_size < WAVES_FROM:
+            return ()
+        return (
+            f"All {audience_size:,} mails leave at once, so nothing is learned within this send; set waves to "
+            f"{SUGGESTED_WAVES} and give it a window.",
+        )
+    apart = (campaign.window_end - campaign.window_start) / campaign.waves
+    delay = DelayCdf()
+    ages = np.geomspace(0.01, 1000.0, 2000)
+    wanted = timedelta(hours=float(np.interp(ANSWERED_BETWEEN_WAVES, delay(ages), ages)))
+    if apart >= wanted:
+        return ()
+    hours, needed = apart.total_seconds() / 3600, wanted.total_seconds() / 3600
+    return (
+        f"Waves lie {hours:.2g} h apart, when {float(delay(hours)):.0%} of the answers have come in; a window of "
+        f"{needed * campaign.waves:.0f} h lets each learn from the one before.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import select
 
@@ -17,8 +17,12 @@ from service.experiments import (
     edit_experiment,
     end_experiment,
     experiment_report,
+    find_experiment,
+    keep_base,
     pause_arm,
     pause_experiment,
+    planning,
+    plot_report,
     resume_arm,
     resume_experiment,
     retire_arm,
@@ -26,6 +30,7 @@ from service.experiments import (
     shown_experiment,
     shown_experiments,
 )
+from service.experiments.planning import DEFAULT_LIFT
 from service.flow.decide import Arm, NewExperiment, open_experiment
 from service.keys import Key
 from service.tables import ExperimentRow
@@ -103,7 +108,10 @@ def create_experiment(body: ExperimentBody, here: Installation = Depends(install
     arms = [arm.arm() for arm in body.arms]
     new = NewExperiment(**(body.model_dump(exclude={"arms"}) | {"arms": arms}))
     with here.database.writing() as session:
-        return shown_experiment(session, open_experiment(session, new, now=here.clock.now()))
+        experiment_id = open_experiment(session, new, now=here.clock.now())
+        experiment = find_experiment(session, experiment_id)
+        keep_base(session, experiment)
+        return shown_experiment(session, experiment_id) | {"planning": planning(session, experiment)}
 
 
 @router.get("", dependencies=[Depends(allow("read"))])
@@ -138,9 +146,36 @@ def read_experiment(experiment_id: str, here: Installation = Depends(installatio
 
 @router.get("/{experiment_id}/report", dependencies=[Depends(allow("read"))])
 def report_experiment(experiment_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """Arms with sends, successes, rate and interval, and the probabilities in force."""
+    """What it has shown: counts of this moment, and comparisons that hold however often they are read."""
     with here.database.reading() as session:
         return experiment_report(session, experiment_id, now=here.clock.now())
+
+
+@router.get(
+    "/{experiment_id}/report.png",
+    dependencies=[Depends(allow("read"))],
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+def plot_experiment(experiment_id: str, here: Installation = Depends(installation)) -> Response:
+    """The report as a picture: each arm's mean with its interval over time, and the shares of the draws."""
+    with here.database.reading() as session:
+        report = experiment_report(session, experiment_id, now=here.clock.now())
+    return Response(plot_report(report), media_type="image/png", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/{experiment_id}/plan", dependencies=[Depends(allow("read"))])
+def plan_experiment(
+    experiment_id: str,
+    sends: Annotated[int | None, Query(ge=1, le=1_000_000_000)] = None,
+    lift: Annotated[float, Query(gt=0, le=100, allow_inf_nan=False)] = DEFAULT_LIFT,
+    holdout_share: Annotated[float | None, Query(ge=0, le=0.9, allow_inf_nan=False)] = None,
+    here: Installation = Depends(installation),
+) -> dict[str, Any]:
+    """How many sends a lift takes to prove, and which lift so many sends can prove."""
+    with here.database.reading() as session:
+        experiment = find_experiment(session, experiment_id)
+        return planning(session, experiment, sends=sends, lift=lift, holdout_share=holdout_share)
 
 
 @router.patch("/{experiment_id}")

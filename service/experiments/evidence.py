@@ -108,8 +108,9 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
     for i, (_, _, eligible, segment, snapshot_id) in enumerate(keys):
         policy = snapshots[snapshot_id][1]
         weights = policy.get("by_segment", {}).get(segment, policy["pmf"])
-        is_open = [arm in json.loads(eligible) for arm in policy["arms"]]
-        for arm, share in zip(policy["arms"], masked(np.asarray(weights, dtype=np.float64), is_open), strict=True):
+        offered = set(json.loads(eligible))
+        is_offered = [arm in offered for arm in policy["arms"]]
+        for arm, share in zip(policy["arms"], masked(np.asarray(weights, dtype=np.float64), is_offered), strict=True):
             pmf[i, column[arm]] = share
     differs = experiment.policy in SEES_VECTORS
     if differs:  # nobody's pmf stands in the snapshot: the share in which the open arms came out, half a unit each

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from features.tables import to_micros
@@ -70,6 +70,22 @@ def judged_arms(session: Session, experiment: ExperimentRow) -> list[dict[str, A
     return [asdict(one) for one in _judged(session, experiment, arms_of(session, experiment.experiment_id))]
 
 
+def arms_by_status(session: Session) -> dict[str, int]:
+    """Arms of experiments that have not ended: running, paused, paused_by_guardrail, retired."""
+    status = case(
+        ((ArmRow.status == "paused") & ArmRow.status_reason.like("guardrail:%"), "paused_by_guardrail"),
+        else_=ArmRow.status,
+    )
+    query = (
+        select(status, func.count())
+        .join(ExperimentRow, ExperimentRow.experiment_id == ArmRow.experiment_id)
+        .where(ExperimentRow.status != "ended")
+        .group_by(status)
+    )
+    none = dict.fromkeys(("running", "paused", "paused_by_guardrail", "retired"), 0)
+    return none | dict(session.execute(query).all())
+
+
 def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow]) -> list[Judgement]:
     watched = guardrails_of(experiment)
     names = [arm.arm_id for arm in arms]
@@ -95,9 +111,7 @@ def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow])
     return [judged[name] for name in names]
 
 
-def _harms(
-    session: Session, experiment_id: str, arms: Sequence[str]
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+def _harms(session: Session, experiment_id: str, arms: Sequence[str]) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Waves, and mails, unsubscribes and complaints of shape (n_arms, n_waves), segments together."""
     cell = LearnerCellRow
     rows = session.execute(

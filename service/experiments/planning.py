@@ -131,7 +131,7 @@ def planning(
     base = base_of(session, asked, without=experiment.experiment_id)
     if planned < 1:
         raise Invalid(f"{planned} sends prove nothing; give the number that is planned")
-    if not 0 < lift or base.mean * (1 + lift) >= 1:
+    if not lift > 0 or base.mean * (1 + lift) >= 1:
         raise Invalid(f"a lift of {lift:g} on a rate of {base.mean:.3g} is outside 0 to {1 / base.mean - 1:.3g}")
     n_arms = _arms_in_play(session, experiment.experiment_id)
     shares = [1 / n_arms] * n_arms
@@ -177,7 +177,7 @@ def _uniform_until(
     if not minimum:
         return None
     successes = float(minimum) * n_arms
-    sends = int(round(successes / base.mean))
+    sends = round(successes / base.mean)
     start = f"The split stays even until there are {successes:g} successes in all, after about {_round(sends):,} sends"
     says = f"{start}." if sends <= planned else f"{start}: {planned:,} sends will not bring that many."
     return {"successes": successes, "sends": sends, "is_reached": sends <= planned, "sentence": says}

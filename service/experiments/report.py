@@ -23,6 +23,7 @@ from training.inference import (
     ConfidenceSequence,
     Interval,
     Plan,
+    Weights,
     against_uniform,
     arm_mean,
     compare,
@@ -144,15 +145,15 @@ def _comparison(one: Comparison, evidence: Evidence) -> dict[str, Any]:
 
 
 def _mean(batches: Batches, arm: str, plan: Plan, evidence: Evidence) -> dict[str, Any]:
-    weights = "equal" if batches.inverse is not None else "precision"
+    weights: Weights = "equal" if batches.inverse is not None else "precision"
     sequence = arm_mean(batches, arm, plan, weights=weights)
     return {"arm": arm, "mean": _interval(sequence.last), "over_time": _over_time(sequence, evidence)}
 
 
 def _over_time(sequence: ConfidenceSequence, evidence: Evidence) -> list[dict[str, Any]]:
     rows = sequence.rows()
-    shown = np.unique(np.linspace(0, len(rows) - 1, SHOWN_LOOKS).round().astype(int)) if rows else []
-    return [{"at": _instant(evidence.waves[i]), **rows[i]} for i in shown]
+    looks = np.unique(np.linspace(0, max(len(rows) - 1, 0), SHOWN_LOOKS).round().astype(int))[: len(rows)]
+    return [{"at": _instant(evidence.waves[i]), **rows[i]} for i in looks]
 
 
 def _decision_aid(batches: Batches) -> dict[str, Any]:
@@ -219,6 +220,8 @@ def _normal(n: int, total: float, squares: float) -> list[float] | None:
 def _sample_ratio(batches: Batches, evidence: Evidence) -> dict[str, Any]:
     if evidence.inverse is not None:
         return {"why": NO_CONTEXT}
+    if not len(evidence):
+        return {"why": NO_UNITS}
     found = sample_ratio(batches)
     return {
         "p_value": found.p_value,
@@ -232,7 +235,7 @@ def _sample_ratio(batches: Batches, evidence: Evidence) -> dict[str, Any]:
 
 
 def _overlap(batches: Batches, evidence: Evidence) -> list[dict[str, Any]]:
-    shown = []
+    shown: list[dict[str, Any]] = []
     for k, one in enumerate(overlap(batches)):
         least = evidence.least_propensity[k]
         shown.append(asdict(one) | {"least_propensity": float(least) if np.isfinite(least) else None})
@@ -243,14 +246,14 @@ def _against_uniform(batches: Batches, plan: Plan, experiment: ExperimentRow) ->
     """What the allocation has earned beyond an even split of the same decisions."""
     if experiment.policy == "uniform":
         return {"why": "the split is even; there is nothing to compare"}
-    interval = against_uniform(batches, plan).last
     units = int(batches.trials.sum())
+    if not units:
+        return {"why": NO_UNITS}
+    interval = against_uniform(batches, plan).last
     return {"per_unit": _interval(interval), "units": units, "total": _scaled(interval, units)}
 
 
-def _against_holdout(
-    session: Session, experiment: ExperimentRow, plan: Plan, *, now: datetime
-) -> dict[str, Any]:
+def _against_holdout(session: Session, experiment: ExperimentRow, plan: Plan, *, now: datetime) -> dict[str, Any]:
     """What being mailed has earned beyond being held out, in the reward's unit."""
     if experiment.reward not in NEED_NO_MAIL:
         return {
@@ -265,16 +268,13 @@ def _against_holdout(
     pmf = trials / trials.sum(axis=1, keepdims=True)
     sides = Batches.of(("held_out", "mailed"), pmf, trials, sums, squares, prior_mean=0.0)
     interval = difference(sides, "mailed", "held_out", plan).last
-    held, mailed = (
-        {"units": int(trials[:, side].sum()), "mean": float(sums[:, side].sum() / trials[:, side].sum())}
-        for side in (0, 1)
-    )
+    units, total = trials.sum(axis=0), sums.sum(axis=0)
     return {
         "unit": holdout.unit,
-        "held_out": held,
-        "mailed": mailed,
+        "held_out": {"units": int(units[0]), "mean": float(total[0] / units[0])},
+        "mailed": {"units": int(units[1]), "mean": float(total[1] / units[1])},
         "per_unit": _interval(interval),
-        "total": _scaled(interval, mailed["units"]),
+        "total": _scaled(interval, int(units[1])),
     }
 
 
