@@ -28,11 +28,12 @@ from training.serving import Serving
 
 #: The ledger's terminal states (ARCHITECTURE section 6); every intent ends in one of them.
 TERMINAL_STATES = ("accepted", "failed", "unknown", "suppressed", "held_out", "unplaced", "cancelled", "expired")
+STATES = ("planned", "claimed", "attempting", *TERMINAL_STATES)
+
 #: From this audience on, a send at once with an experiment is better cut into waves, and into how many.
 WAVES_FROM, SUGGESTED_WAVES = 3_000, 8
 #: Share of a wave's answers that should be in before the next one leaves.
 ANSWERED_BETWEEN_WAVES = 0.3
-STATES = ("planned", "claimed", "attempting", *TERMINAL_STATES)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def planning(
     if uniform_until is not None:
         sentences.append(uniform_until["sentence"])
     holdout = None
-    if held > 0:
+    if held > 0 and planned > 1:
         orders = base_of(session, "conversion", without=experiment.experiment_id)
         found = lift_provable(planned, held, orders.mean)
         holdout = {"share": held, "base_rate": orders.mean, "source": orders.source, "lift": found.lift}

@@ -93,3 +93,30 @@ def test_changing_needs_the_scope_write(caller: Callable[..., Any], path: str):
 
     assert reader("PATCH", path, json={"status": "paused"}).status_code == 403
     assert reader("POST", f"{path}/arms", json={"id": "c", "text": "x"}).status_code == 403
+
+
+def test_opening_says_what_can_be_proved(key: Any, path: str):
+    """As the plan says it again, for any number of sends and any lift."""
+    made = key("POST", "/v1/experiments", json=SUBJECTS).json()
+    again = key("GET", f"/v1/experiments/{made['id']}/plan").json()
+    small = key("GET", f"/v1/experiments/{made['id']}/plan?sends=500&lift=0.5&holdout_share=0.1").json()
+
+    assert made["planning"] == again
+    assert again["sentences"][0].startswith("You need about ")
+    assert small["sends_needed"] < again["sends_needed"]
+    assert any("500 sends will not bring that many" in one for one in small["sentences"])
+    assert small["holdout"]["share"] == 0.1
+    assert key("GET", f"{path}/plan?sends=0").status_code == 422
+    assert key("GET", f"{path}/plan?lift=60").status_code == 422
+    assert key("GET", "/v1/experiments/nope/plan").status_code == 404
+
+
+def test_the_report_is_a_picture_too(key: Any, path: str):
+    """Before anything was shown it says so, as JSON and as a picture."""
+    report = key("GET", f"{path}/report").json()
+    picture = key("GET", f"{path}/report.png")
+
+    assert report["verdict"]["kind"] == "too_early"
+    assert picture.headers["content-type"] == "image/png"
+    assert picture.content.startswith(b"\x89PNG")
+    assert key("GET", "/v1/experiments/nope/report.png").status_code == 404
