@@ -14,8 +14,11 @@ quarantine, link       deleted where a name or the address stands in them (a lin
 campaign               their names leave the audience
 send                   cancelled if it was open; keeps key, template, state and times; zone, message id and the
                        provider's words go
-decision               keeps key, arm, propensity and times; the caller's own word for the occasion goes
-reward, learner_cell,  stay: counts by decision and by arm; sums and single values without a contact
+decision               keeps key, arm, propensity and times; segment, context and the caller's own word for the
+                       occasion go
+credit                 deleted: which order it was
+reward, learner_cell,  stay: counts by decision and by arm; sums and single values without a contact (its counts move
+learner_matrix,        to the cell without a segment)
 snapshot,
 feature_check,
 scoring
@@ -56,7 +59,8 @@ from features.contacts import find
 from features.tables import allocate
 from service.database import Database
 from service.errors import NotFound
-from service.flow.reward import learn
+from service.flow.decide import ERASED_OCCURRENCE
+from service.flow.reward import forget_contexts, learn
 from service.served_vectors import forget_served
 from service.settings import Settings
 from service.suppression import address_hmac, refusing, suppress
@@ -82,8 +86,6 @@ log = logging.getLogger(__name__)
 
 #: What the ledger says of a send whose contact is no more.
 REASON = "contact erased"
-#: Before a decision's id it stands for the caller's own word for the occasion, from which the draw was made.
-ERASED_OCCURRENCE = "erased:"
 
 #: Values in one IN list.
 _CHUNK = 10_000
@@ -196,6 +198,7 @@ def take_away(session: Session, contact_keys: Collection[int], *, now: datetime)
         session.execute(delete(PredictionRow).where(PredictionRow.contact_key.in_(chunk)))
     forget_served(session, keys)
     events = _forget_events(session, keys, now)
+    forget_contexts(session, keys)
     for chunk in _chunks(keys):
         session.execute(delete(IdentityRow).where(IdentityRow.contact_key.in_(chunk)))
         session.execute(delete(ContactRow).where(ContactRow.contact_key.in_(chunk)))

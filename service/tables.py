@@ -95,13 +95,13 @@ class ExperimentRow(Base):
     kind: Mapped[str] = mapped_column(String(16))
     #: Template slot that the arm fills.
     slot: Mapped[str] = mapped_column(String(60))
-    #: click | open | conversion | revenue
+    #: click | open | conversion | revenue (in minor units of the reporting currency)
     reward: Mapped[str] = mapped_column(String(16))
     reward_window_hours: Mapped[float]
     floor: Mapped[float]
     explore_share: Mapped[float]
     holdout_share: Mapped[float]
-    #: thompson | uniform | fixed
+    #: thompson | uniform | fixed | epsilon_greedy | gaussian | linear
     policy: Mapped[str] = mapped_column(String(24))
     salt: Mapped[str] = mapped_column(String(32))
     #: running | paused | ended
@@ -144,7 +144,7 @@ class SnapshotRow(Base):
     #: Last ``seq`` of the event log that the statistics hold.
     log_seq: Mapped[int]
     algorithm: Mapped[str] = mapped_column(String(60))
-    #: ``{"arms": [...], "pmf": [...]}``, floor mixed in, summing to one.
+    #: ``{"arms": [...], "pmf": [...], ...}``, floor mixed in, summing to one: see `service.flow.decide.snapshot`.
     policy: Mapped[dict[str, Any]]
     statistics: Mapped[dict[str, Any]]
     #: Posterior draws of a policy that sees vectors: float32 in npy format, shape (n_draws, n_arms, n_features).
@@ -177,6 +177,8 @@ class DecisionRow(Base):
     context: Mapped[bytes | None] = mapped_column(LargeBinary)
     #: A ghost: the arm was drawn and not shown.
     is_holdout: Mapped[bool] = mapped_column(default=False)
+    #: Earlier decision of the contact whose arm a sticky experiment keeps: snapshot, draw and propensity are its.
+    repeats: Mapped[str | None] = mapped_column(String(40))
     reason: Mapped[str] = mapped_column(String(200))
     decided_at: Mapped[datetime]
 
@@ -187,12 +189,16 @@ class DecisionRow(Base):
 
 
 class RewardRow(Base):
-    """The outcome of a decision inside its window: one row for a decision and kind, whatever is delivered twice."""
+    """The outcome of a decision inside its window: one row for a decision and kind, whatever is delivered twice.
+
+    Kinds are the rewards, and ``unsubscribe`` and ``complaint``, which the guardrails count.
+    """
 
     __tablename__ = "reward"
 
     decision_id: Mapped[str] = mapped_column(String(40), primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    #: 1, or of revenue the minor units that stand: what was ordered less what was taken back.
     value: Mapped[float]
     occurred_at: Mapped[datetime]
     #: Event of the log that brought it.
@@ -218,7 +224,10 @@ class CreditRow(Base):
 
 
 class LearnerCellRow(Base):
-    """Sums of one arm in one wave and segment: the learner's state, a fold over the log up to the fold's cursor."""
+    """Sums of one arm in one wave and segment: the learner's state, a fold over the log up to the fold's cursor.
+
+    An erased contact's counts move to the cell without a segment.
+    """
 
     __tablename__ = "learner_cell"
 
@@ -247,6 +256,8 @@ class LearnerMatrixRow(Base):
     experiment_id: Mapped[str] = mapped_column(String(60), primary_key=True)
     arm_id: Mapped[str] = mapped_column(String(60), primary_key=True)
     wave: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: log: the fold over the log. erased: what contacts taught whose contexts are gone; a rebuild begins with it.
+    origin: Mapped[str] = mapped_column(String(8), primary_key=True, default="log")
     #: float64, shape (n_features, n_features).
     gram: Mapped[bytes] = mapped_column(LargeBinary)
     #: float64, shape (n_features,).

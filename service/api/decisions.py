@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,12 +15,11 @@ from features.events import NewEvent, append
 from features.tables import to_micros
 from features.vocabulary import ARM_SHOWN, REWARD_RECEIVED
 from service.api.installation import Installation, allow, as_problem, installation
-from service.erase import ERASED_OCCURRENCE
-from service.errors import NotFound
+from service.errors import Invalid, NotFound
 from service.flow.decide import decide_for, replay
 from service.flow.ingest import minor_units
 from service.suppression import identities_of, identity_of
-from service.tables import ContactRow, DecisionRow
+from service.tables import ContactRow, DecisionRow, ExperimentRow
 
 router = APIRouter(prefix="/v1", tags=["decisions"])
 
@@ -32,6 +32,10 @@ class DecisionRequest(BaseModel):
     experiment: str = Field(min_length=1, max_length=60)
     user_ids: list[str] = Field(min_length=1, max_length=1_000)
     occurrence: str = Field(min_length=1, max_length=100)
+    #: Arms that may be shown here; the others are left out of the draw.
+    eligible: list[Annotated[str, Field(min_length=1, max_length=60)]] | None = Field(
+        None, min_length=1, max_length=100
+    )
 
 
 class RewardBody(BaseModel):
@@ -42,6 +46,8 @@ class RewardBody(BaseModel):
     decision_id: str = Field(min_length=1, max_length=40)
     kind: Literal["click", "open", "conversion", "revenue"]
     value: float = Field(1.0, ge=0, le=1e9, allow_inf_nan=False)
+    #: When it happened, by default now: a reward that comes late counts if it happened inside the window.
+    occurred_at: AwareDatetime | None = None
 
 
 Rewards = Annotated[list[RewardBody], Field(min_length=1, max_length=1_000)]
@@ -49,7 +55,10 @@ Rewards = Annotated[list[RewardBody], Field(min_length=1, max_length=1_000)]
 
 @router.post("/decisions", dependencies=[Depends(allow("write"))])
 def make_decisions(asked: DecisionRequest, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """An arm for each contact, with its propensity; logged as shown. Contacts that are not known yet are created."""
+    """An arm for each contact, with its propensity; logged as shown. Contacts that are not known yet are created.
+
+    Who is held out of the experiment gets no arm (``holdout`` is true): show what you show without an experiment.
+    """
     now = here.clock.now()
     user_ids = list(dict.fromkeys(asked.user_ids))
     with here.database.writing() as session, as_problem():
@@ -62,6 +71,8 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
             # The namespace of the sends stays theirs.
             f"api:{asked.occurrence}",
             now=now,
+            eligible=asked.eligible,
+            cache=here.cache,
         )
         rows = _decisions(session, made.decision_id)
         append(
@@ -69,6 +80,7 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
             [
                 _shown_event(rows[decision_id], identities[user_id], to_micros(now))
                 for user_id, decision_id in zip(user_ids, made.decision_id, strict=True)
+                if not rows[decision_id].is_holdout
             ],
             received_at=to_micros(now),
             default_timezone=here.settings.timezone,
@@ -78,7 +90,8 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
                 {
                     "user_id": user_id,
                     "decision_id": decision_id,
-                    "arm": rows[decision_id].arm_id,
+                    "arm": None if rows[decision_id].is_holdout else rows[decision_id].arm_id,
+                    "holdout": rows[decision_id].is_holdout,
                     "propensity": rows[decision_id].propensity,
                     "snapshot": rows[decision_id].snapshot_id,
                 }
@@ -91,15 +104,14 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
 def read_decision(decision_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
     """A decision, and the same decision drawn again from what was stored.
 
-    ``replay`` is null, and ``replay_note`` says why, if the occasion that was drawn for went with an erased contact.
+    ``replay`` is null, and ``replay_note`` says why, if what it was drawn from went with an erased contact.
     """
     with here.database.reading() as session:
         row = session.get(DecisionRow, decision_id)
         if row is None:
             raise NotFound(f"there is no decision {decision_id[:60]!r}")
         contact = session.get(ContactRow, row.contact_key)
-        is_erased = row.occurrence.startswith(ERASED_OCCURRENCE)
-        again = None if is_erased else replay(session, [decision_id])[0]
+        again = replay(session, [decision_id])[0]
         return {
             "decision_id": row.decision_id,
             "experiment": row.experiment_id,
@@ -107,19 +119,20 @@ def read_decision(decision_id: str, here: Installation = Depends(installation)) 
             "occurrence": row.occurrence,
             "send_id": None if row.send_id is None else str(row.send_id),
             "arm": row.arm_id,
+            "holdout": row.is_holdout,
             "propensity": row.propensity,
             "draw": row.draw,
             "eligible": row.eligible,
+            "segment": row.segment,
+            "repeats": row.repeats,
             "snapshot": row.snapshot_id,
             "wave": row.wave,
             "reason": row.reason,
             "decided_at": row.decided_at,
             "replay": None
-            if again is None
+            if again.why
             else {"arm": again.arm_id, "propensity": again.propensity, "is_equal": again.is_equal},
-            "replay_note": "the contact was erased, and with it the occasion that the draw was made for"
-            if again is None
-            else None,
+            "replay_note": again.why,
         }
 
 
@@ -127,7 +140,8 @@ def read_decision(decision_id: str, here: Installation = Depends(installation)) 
 def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(installation)) -> dict[str, Any]:
     """Rewards of decisions, each counted once for its decision and kind, however often it is reported.
 
-    Those for contacts who were erased since are counted and not kept.
+    Those that happened after the reward window are stored and earn nothing: ``late`` says how many. Those for contacts
+    who were erased since are counted and not kept.
     """
     now = here.clock.now()
     rewards = body if isinstance(body, list) else [body]
@@ -137,6 +151,7 @@ def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(inst
         for reward in rewards:
             if reward.decision_id not in rows:
                 raise NotFound(f"there is no decision {reward.decision_id!r}; name the id that was answered")
+            _check_instant(reward, rows[reward.decision_id], now)
         kept = [reward for reward in rewards if rows[reward.decision_id].contact_key in identities]
         appended = append(
             session,
@@ -144,7 +159,7 @@ def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(inst
                 NewEvent(
                     contact_key=rows[reward.decision_id].contact_key,
                     kind=REWARD_RECEIVED,
-                    occurred_at=to_micros(now),
+                    occurred_at=to_micros(reward.occurred_at or now),
                     message_id=f"kairos/reward/{reward.decision_id}/{reward.kind}",
                     identity=identities[rows[reward.decision_id].contact_key],
                     ref=reward.decision_id,
@@ -156,8 +171,30 @@ def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(inst
             received_at=to_micros(now),
             default_timezone=here.settings.timezone,
         )
+        windows = _windows(session, {row.experiment_id for row in rows.values()})
+    late = sum(
+        (r.occurred_at or now) - rows[r.decision_id].decided_at > windows[rows[r.decision_id].experiment_id]
+        for r in kept
+    )
     answer = {"stored": appended.stored, "duplicates": appended.duplicates}
+    answer |= {"late": late} if late else {}
     return answer | ({"erased": len(rewards) - len(kept)} if len(kept) < len(rewards) else {})
+
+
+def _check_instant(reward: RewardBody, row: DecisionRow, now: datetime) -> None:
+    at = reward.occurred_at
+    if at is not None and not row.decided_at <= at <= now:
+        raise Invalid(
+            f"the reward of {reward.decision_id} is said to have happened at {at.isoformat()}, which is not between "
+            f"its decision at {row.decided_at.isoformat()} and now, {now.isoformat()}; check the clock, or leave "
+            "occurred_at out"
+        )
+
+
+def _windows(session: Session, experiment_ids: set[str]) -> dict[str, timedelta]:
+    query = select(ExperimentRow.experiment_id, ExperimentRow.reward_window_hours)
+    rows = session.execute(query.where(ExperimentRow.experiment_id.in_(experiment_ids)))
+    return {experiment_id: timedelta(hours=hours) for experiment_id, hours in rows}
 
 
 def _decisions(session: Session, decision_ids: tuple[str, ...] | list[str]) -> dict[str, DecisionRow]:
@@ -182,6 +219,8 @@ def _shown_event(row: DecisionRow, identity: str, now: int) -> NewEvent:
                     "propensity": row.propensity,
                     "snapshot_id": row.snapshot_id,
                     "wave": row.wave,
+                    "segment": row.segment,
+                    "is_holdout": row.is_holdout,
                 }
             ]
         },

@@ -16,6 +16,7 @@ from training.policies.base import (
     mix_floor,
 )
 from training.policies.fixed import FixedSplit, Uniform
+from training.policies.linear import LinearSums, LinearThompson, sums_of
 from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
 from training.policies.thompson import BetaBernoulliThompson, DelayCdf
 
@@ -27,6 +28,8 @@ __all__ = [
     "DelayCdf",
     "FixedSplit",
     "LinearStatistics",
+    "LinearSums",
+    "LinearThompson",
     "Policy",
     "SegmentStatistics",
     "Uniform",
@@ -37,9 +40,12 @@ __all__ = [
     "masked",
     "mix_floor",
     "policy_from_parameters",
+    "sums_of",
 ]
 
-_POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (BetaBernoulliThompson, FixedSplit, Uniform)}
+_POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy for policy in (BetaBernoulliThompson, FixedSplit, LinearThompson, Uniform)
+}
 
 
 def policy_from_parameters(parameters: Mapping[str, Any]) -> Policy:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal
 
@@ -95,23 +96,72 @@ def _explored(pmf: FloatArray, share: float) -> FloatArray:
     return np.asarray((1 - share) * pmf + share / len(pmf), dtype=np.float64)
 
 
-def won_shares(ensemble: NDArray[np.float32], contexts: NDArray[np.float32], chunk: int = 4096) -> FloatArray:
+def won_shares(ensemble: NDArray[np.float32], contexts: NDArray[np.float32]) -> FloatArray:
     """Share of the ensemble's draws that each arm wins on each vector, shape (n, n_arms); ties go to the first arm.
+
+    A score is the float32 sum of products in the order of the features, rounded after each step: the result for a
+    vector depends on nothing but the vector and the ensemble, neither on the batch it comes in nor on the machine.
 
     Parameters
     ----------
     ensemble : ndarray of float32, shape (n_draws, n_arms, n_features)
     contexts : ndarray of float32, shape (n, n_features)
+
+    Raises
+    ------
+    ValueError
+        If the vectors have another width than the ensemble.
     """
     n_draws, n_arms, n_features = ensemble.shape
-    flat = ensemble.reshape(n_draws * n_arms, n_features).T
-    shares = np.empty((len(contexts), n_arms))
-    for start in range(0, len(contexts), chunk):
-        block = contexts[start : start + chunk]
-        winners = (block @ flat).reshape(len(block), n_draws, n_arms).argmax(axis=2)
-        offsets = winners + np.arange(len(block))[:, None] * n_arms
-        shares[start : start + chunk] = np.bincount(offsets.ravel(), minlength=len(block) * n_arms).reshape(-1, n_arms)
+    if contexts.ndim != 2 or contexts.shape[1] != n_features:
+        raise ValueError(f"vectors of shape {contexts.shape} do not fit an ensemble of {n_features} features")
+    by_arm = np.ascontiguousarray(ensemble.transpose(1, 2, 0), dtype=np.float32)
+    shares = np.zeros((len(contexts), n_arms))
+    _won_kernel()(by_arm, np.ascontiguousarray(contexts, dtype=np.float32), shares)
     return shares / n_draws
+
+
+@cache
+def _won_kernel() -> Any:
+    """The compiled ``_count_won``; loaded from Numba's cache once it was compiled on this machine."""
+    import numba  # loaded where it is used
+
+    def array(of: Any, ndim: int, readonly: bool = True) -> Any:
+        return numba.types.Array(of, ndim, "C", readonly=readonly)
+
+    t = numba.types
+    signature = t.void(array(t.float32, 3), array(t.float32, 2), array(t.float64, 2, readonly=False))
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # no fastmath: it may reorder and fuse
+    try:
+        return numba.njit(signature, cache=True, **options)(_count_won)
+    except RuntimeError:  # no folder to cache in (a read-only installation): compile in memory
+        return numba.njit(signature, **options)(_count_won)
+
+
+def _count_won(by_arm: Any, contexts: Any, won: Any) -> None:
+    """Add to ``won`` of shape (n, n_arms) the draws won; ``by_arm`` has shape (n_arms, n_features, n_draws)."""
+    n_arms, n_features, n_draws = by_arm.shape
+    score = np.empty(n_draws, np.float32)
+    best = np.empty(n_draws, np.float32)
+    winner = np.empty(n_draws, np.int32)
+    for i in range(len(contexts)):
+        for arm in range(n_arms):
+            for draw in range(n_draws):
+                score[draw] = contexts[i, 0] * by_arm[arm, 0, draw]
+            for feature in range(1, n_features):
+                x = contexts[i, feature]
+                for draw in range(n_draws):
+                    score[draw] += x * by_arm[arm, feature, draw]
+            if arm == 0:
+                best[:] = score
+                winner[:] = 0
+            else:
+                for draw in range(n_draws):
+                    is_better = score[draw] > best[draw]
+                    best[draw] = score[draw] if is_better else best[draw]
+                    winner[draw] = arm if is_better else winner[draw]
+        for draw in range(n_draws):
+            won[i, winner[draw]] += 1.0
 
 
 class Policy(ABC):

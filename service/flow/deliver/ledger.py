@@ -245,6 +245,8 @@ def _events(session: Session, entries: Iterable[_Entry], models: dict[str | None
             DecisionRow.propensity,
             DecisionRow.snapshot_id,
             DecisionRow.wave,
+            DecisionRow.segment,
+            DecisionRow.is_holdout,
         )
         .where(DecisionRow.send_id.in_([entry.send.send_id for entry in telling if not entry.is_bad_address]))
         .order_by(DecisionRow.decision_id)

@@ -163,7 +163,8 @@ def gather(session: Session, sends: Iterable[Sendable]) -> list[RenderInput | Re
     arms: dict[int, dict[str, str]] = defaultdict(dict)
     decided = session.execute(
         select(DecisionRow.send_id, DecisionRow.experiment_id, DecisionRow.arm_id).where(
-            DecisionRow.send_id.in_([send.send_id for send in sends])
+            DecisionRow.send_id.in_([send.send_id for send in sends]),
+            DecisionRow.is_holdout.is_(False),  # held out of the experiment: the template's own text stands
         )
     ).all()
     if decided:

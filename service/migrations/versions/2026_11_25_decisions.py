@@ -20,6 +20,7 @@ def upgrade() -> None:
     op.add_column("decision", sa.Column("segment", sa.String(length=60), nullable=True))
     op.add_column("decision", sa.Column("context", sa.LargeBinary(), nullable=True))
     op.add_column("decision", sa.Column("is_holdout", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("decision", sa.Column("repeats", sa.String(length=40), nullable=True))
     op.add_column("reward", sa.Column("reversed_at", sa.BigInteger(), nullable=True))
     op.create_table(
         "credit",
@@ -39,9 +40,10 @@ def upgrade() -> None:
         sa.Column("experiment_id", sa.String(length=60), nullable=False),
         sa.Column("arm_id", sa.String(length=60), nullable=False),
         sa.Column("wave", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("origin", sa.String(length=8), nullable=False),
         sa.Column("gram", sa.LargeBinary(), nullable=False),
         sa.Column("moments", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("experiment_id", "arm_id", "wave"),
+        sa.PrimaryKeyConstraint("experiment_id", "arm_id", "wave", "origin"),
     )
     op.rename_table("learner_cell", "learner_cell_before")
     op.create_table(
@@ -87,7 +89,7 @@ def downgrade() -> None:
     op.drop_index("ix_credit_decision_id", table_name="credit")
     op.drop_table("credit")
     op.drop_column("reward", "reversed_at")
-    for column in ("is_holdout", "context", "segment"):
+    for column in ("repeats", "is_holdout", "context", "segment"):
         op.drop_column("decision", column)
     op.drop_column("snapshot", "ensemble")
     op.drop_column("arm", "status_at")

@@ -93,7 +93,7 @@ def test_a_due_send_is_accepted_and_logged(any_database: Database, settings: Set
         "decisions": [
             {
                 "decision_id": "d1", "experiment_id": "e1", "arm_id": "a", "propensity": 0.25, "snapshot_id": "s1",
-                "wave": 3,
+                "wave": 3, "segment": None, "is_holdout": False,
             }
         ],
     }  # fmt: skip

@@ -1,0 +1,252 @@
+"""The draw: asks of contacts → an arm for each, from the probabilities over the arms that are open to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, defer
+
+from features.online import VectorCache
+from service.flow.decide.contexts import contexts_of, projection_of, segments_of
+from service.flow.decide.snapshot import allocation_of
+from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
+from training.policies.base import Allocation, choose, hashed_draws
+
+CHUNK = 5_000
+#: Characters of a decision's reason.
+LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Desk:
+    """An experiment with its allocation in force and the arms that are open to the draw, in the allocation's order."""
+
+    experiment: ExperimentRow
+    snapshot_id: str
+    allocation: Allocation
+    open_arms: tuple[str, ...]
+
+    def among(self, arms: Sequence[str]) -> Desk:
+        """The same with only these arms open, where they are."""
+        chosen = set(arms)
+        open_arms = tuple(arm for arm in self.open_arms if arm in chosen)
+        return Desk(self.experiment, self.snapshot_id, self.allocation, open_arms)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """For whom an arm is wanted, and on which occasion."""
+
+    contact_key: int
+    #: ``send:<id>`` or the caller's own word.
+    occurrence: str
+    wave: int
+    send_id: int | None = None
+
+
+def desks(session: Session, experiment_ids: set[str]) -> list[Desk]:
+    """The desks of these experiments, by id; one that is no longer running has no open arm."""
+    newest = (
+        select(func.max(SnapshotRow.snapshot_no))
+        .where(SnapshotRow.experiment_id.in_(experiment_ids))
+        .group_by(SnapshotRow.experiment_id)
+    )
+    snapshots = {
+        snapshot.experiment_id: snapshot
+        for snapshot in session.scalars(
+            select(SnapshotRow).where(SnapshotRow.snapshot_no.in_(newest)).options(defer(SnapshotRow.statistics))
+        )
+    }
+    running: dict[str, set[str]] = {}
+    for experiment_id, arm_id in session.execute(
+        select(ArmRow.experiment_id, ArmRow.arm_id).where(
+            ArmRow.experiment_id.in_(experiment_ids), ArmRow.status == "running"
+        )
+    ):
+        running.setdefault(experiment_id, set()).add(arm_id)
+    opened = []
+    for experiment in session.scalars(
+        select(ExperimentRow)
+        .where(ExperimentRow.experiment_id.in_(experiment_ids))
+        .order_by(ExperimentRow.experiment_id)
+    ):
+        snapshot = snapshots[experiment.experiment_id]
+        allocation = allocation_of(snapshot)
+        can_be_drawn = running.get(experiment.experiment_id, set()) if experiment.status == "running" else set()
+        open_arms = tuple(
+            arm
+            for arm, probability in zip(allocation.arms, allocation.pmf.tolist(), strict=True)
+            if arm in can_be_drawn and probability > 0
+        )
+        opened.append(Desk(experiment, snapshot.snapshot_id, allocation, open_arms))
+    return opened
+
+
+def draw(
+    session: Session, desk: Desk, asks: Sequence[Ask], *, now: datetime, cache: VectorCache | None = None
+) -> list[dict[str, Any]]:
+    """A decision for each ask, in its order, written unless its intent was decided before; none if no arm is open.
+
+    In a sticky experiment a contact's further decisions repeat its own first one whose arm is still open: arm,
+    propensity, snapshot and draw are those of that decision, which ``repeats`` names.
+    """
+    if not desk.open_arms:  # the template's own text stands, and no decision is claimed
+        return []
+    rows: dict[int, dict[str, Any]] = {}
+    if (desk.experiment.settings or {}).get("sticky"):
+        kept = _kept_decisions(session, desk, [ask.contact_key for ask in asks])
+        repeating = {i: kept[ask.contact_key] for i, ask in enumerate(asks) if ask.contact_key in kept}
+        rows |= {i: _repeated(first, asks[i], now) for i, first in repeating.items()}
+        first_ask: dict[int, int] = {}
+        for i, ask in enumerate(asks):
+            if i not in rows:
+                first_ask.setdefault(ask.contact_key, i)
+        rows |= _drawn(session, desk, asks, list(first_ask.values()), now, cache)
+        for i, ask in enumerate(asks):
+            if i not in rows:
+                rows[i] = _repeated(rows[first_ask[ask.contact_key]], ask, now)
+    else:
+        rows = _drawn(session, desk, asks, range(len(asks)), now, cache)
+    _write(session, list(rows.values()))
+    return [rows[i] for i in range(len(asks))]
+
+
+def probabilities(
+    allocation: Allocation,
+    open_arms: Sequence[str],
+    n: int,
+    *,
+    segments: Sequence[str | None] | None = None,
+    contexts: np.ndarray | None = None,
+) -> np.ndarray:
+    """Probabilities of ``n`` contacts over the open arms alone, shape (n, n_open), each row summing to one.
+
+    A contact whose ensemble gives the open arms nothing is drawn by the probabilities of a contact without a vector.
+    """
+    columns = [allocation.arms.index(arm) for arm in open_arms]
+    rows = allocation.probabilities(n, segments=segments, contexts=contexts)[:, columns]
+    rows = np.where(rows.sum(axis=1, keepdims=True) > 0, rows, allocation.pmf[columns])
+    rows = np.ascontiguousarray(rows)  # one order of summation, however many contacts are asked about
+    return np.asarray(rows / rows.sum(axis=1, keepdims=True))
+
+
+def draws_of(salt: str, snapshot_id: str, contact_keys: Sequence[int], occurrences: Sequence[str]) -> np.ndarray:
+    """The hashed draw of each decision, in [0, 1)."""
+    return hashed_draws(salt, snapshot_id, np.asarray(contact_keys, dtype=np.int64), occurrences)
+
+
+def held_out(salt: str, share: float, contact_keys: Sequence[int]) -> np.ndarray:
+    """Who of these people is held out of an experiment, shape (n,): the same ones at every decision."""
+    keys = np.asarray(contact_keys, dtype=np.int64)
+    return np.asarray(hashed_draws(salt, "holdout", keys, ["holdout"] * len(keys)) < share)
+
+
+def encoded(context: np.ndarray) -> bytes:
+    """A context as a decision keeps it: float32, little-endian."""
+    return np.ascontiguousarray(context, dtype="<f4").tobytes()
+
+
+def _drawn(
+    session: Session,
+    desk: Desk,
+    asks: Sequence[Ask],
+    positions: Sequence[int],
+    now: datetime,
+    cache: VectorCache | None,
+) -> dict[int, dict[str, Any]]:
+    """The decisions of the asks at ``positions``, by position."""
+    if not positions:
+        return {}
+    experiment, allocation = desk.experiment, desk.allocation
+    settings = experiment.settings or {}
+    keys = [asks[i].contact_key for i in positions]
+    occurrences = [asks[i].occurrence for i in positions]
+    segments: list[str | None] = [None] * len(keys)
+    if settings.get("segment_by"):
+        segments = segments_of(session, settings["segment_by"], keys)
+    projection = projection_of(settings)
+    contexts = None if projection is None else contexts_of(session, projection, keys, now=now, cache=cache)
+    pmf = probabilities(allocation, desk.open_arms, len(keys), segments=segments, contexts=contexts)
+    draws = draws_of(experiment.salt, desk.snapshot_id, keys, occurrences)
+    index = choose(pmf, draws)
+    is_holdout = held_out(experiment.salt, experiment.holdout_share, keys)
+    masked = len(desk.open_arms) < len(allocation.arms)
+    reason = (allocation.reason + ("; paused arms left out" if masked else ""))[:LONGEST_REASON]
+    return {
+        i: {
+            "decision_id": decision_id(experiment.experiment_id, keys[n], occurrences[n]),
+            "experiment_id": experiment.experiment_id,
+            "contact_key": int(keys[n]),
+            "occurrence": occurrences[n],
+            "send_id": asks[i].send_id,
+            "snapshot_id": desk.snapshot_id,
+            "wave": int(asks[i].wave),
+            "arm_id": desk.open_arms[index[n]],
+            "propensity": float(pmf[n, index[n]]),
+            "draw": float(draws[n]),
+            "eligible": list(desk.open_arms),
+            "segment": segments[n],
+            "context": None if contexts is None else encoded(contexts[n]),
+            "is_holdout": bool(is_holdout[n]),
+            "repeats": None,
+            "reason": reason,
+            "decided_at": now,
+        }
+        for n, i in enumerate(positions)
+    }
+
+
+def _kept_decisions(session: Session, desk: Desk, contact_keys: Sequence[int]) -> dict[int, Mapping[str, Any]]:
+    """The decision of a sticky experiment that each contact keeps: its own first draw whose arm is open."""
+    columns = DecisionRow.__table__.columns
+    query = (
+        select(*columns)
+        .where(
+            DecisionRow.experiment_id == desk.experiment.experiment_id,
+            DecisionRow.repeats.is_(None),
+            DecisionRow.arm_id.in_(desk.open_arms),
+        )
+        .order_by(DecisionRow.decided_at, DecisionRow.decision_id)
+    )
+    kept: dict[int, Mapping[str, Any]] = {}
+    wanted = sorted(set(contact_keys))
+    for start in range(0, len(wanted), CHUNK):
+        chunk = query.where(DecisionRow.contact_key.in_(wanted[start : start + CHUNK]))
+        for row in session.execute(chunk).mappings():
+            kept.setdefault(row["contact_key"], dict(row))
+    return kept
+
+
+def _repeated(first: Mapping[str, Any], ask: Ask, now: datetime) -> dict[str, Any]:
+    return {
+        **first,
+        "decision_id": decision_id(first["experiment_id"], ask.contact_key, ask.occurrence),
+        "occurrence": ask.occurrence,
+        "send_id": ask.send_id,
+        "wave": int(ask.wave),
+        "repeats": first["decision_id"],
+        "reason": f"sticky: the arm of {first['decision_id']}",
+        "decided_at": now,
+    }
+
+
+def _write(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """Two who ask the same at once get one answer: in one order, and the second leaves the first's row alone."""
+    dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
+    once = dialect.insert(DecisionRow).on_conflict_do_nothing()
+    ordered = sorted(rows, key=lambda row: (row["contact_key"], row["occurrence"]))
+    for start in range(0, len(ordered), CHUNK):
+        session.execute(once, ordered[start : start + CHUNK])
+
+
+def decision_id(experiment_id: str, contact_key: int, occurrence: str) -> str:
+    """Id of a decision: a hash of its intent, so that an intent has one."""
+    intent = f"{experiment_id}|{contact_key}|{occurrence}"
+    return f"dec_{blake2b(intent.encode(), digest_size=14).hexdigest()}"

@@ -1,0 +1,151 @@
+"""Evidence: the folded cells and matrices as the statistics that a policy learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from features.tables import to_micros
+from service.flow.decide import policy_of
+from service.flow.decide.snapshot import Statistics
+from service.tables import ArmRow, ExperimentRow, LearnerCellRow, LearnerMatrixRow
+from training.policies.base import Policy
+from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
+
+
+def statistics(session: Session, experiment_id: str, *, now: datetime) -> ArmStatistics:
+    """The folded counts of an experiment: all arms in their order, waves ascending, segments together."""
+    arms = [arm.arm_id for arm in _arms(session, experiment_id)]
+    return _Table(session, experiment_id, arms, now).counts()
+
+
+def evidence(session: Session, experiment: ExperimentRow, *, now: datetime, policy: Policy | None = None) -> Statistics:
+    """What the experiment's policy learns from: of the arms of `arms_in_play`, or of all where arms teach one another.
+
+    Parameters
+    ----------
+    policy : Policy, optional
+        By default the experiment's own.
+    """
+    in_play = arms_in_play(session, experiment.experiment_id)
+    policy = policy or policy_of(experiment, in_play)
+    if policy.learns_from is LinearStatistics:
+        rows = _arms(session, experiment.experiment_id)
+        table = _Table(session, experiment.experiment_id, [arm.arm_id for arm in rows], now)
+        return table.linear(_arm_features(rows))
+    table = _Table(session, experiment.experiment_id, in_play, now)
+    if policy.learns_from is ValueStatistics:
+        return table.values()
+    if policy.context == "segment" and (experiment.settings or {}).get("segment_by"):
+        return table.segments()
+    return table.counts()
+
+
+def arms_in_play(session: Session, experiment_id: str) -> tuple[str, ...]:
+    """The arms that a snapshot chooses among, in their order: all but the retired, unless fewer than two remain.
+
+    Paused ones are among them: they are left out of each draw, and may come back at once.
+    """
+    rows = _arms(session, experiment_id)
+    kept = [arm.arm_id for arm in rows if arm.status != "retired"]
+    return tuple(kept if len(kept) >= 2 else [arm.arm_id for arm in rows])
+
+
+def _arms(session: Session, experiment_id: str) -> Sequence[ArmRow]:
+    query = select(ArmRow).where(ArmRow.experiment_id == experiment_id)
+    return session.scalars(query.order_by(ArmRow.position, ArmRow.arm_id)).all()
+
+
+class _Table:
+    """An experiment's cells as arrays of shape (n_segments, n_arms, n_waves)."""
+
+    def __init__(self, session: Session, experiment_id: str, arms: Sequence[str], now: datetime) -> None:
+        self._session = session
+        self._experiment_id = experiment_id
+        self._now_seconds = to_micros(now) / 1e6
+        self.arms = tuple(arms)
+        cells = session.scalars(
+            select(LearnerCellRow).where(
+                LearnerCellRow.experiment_id == experiment_id, LearnerCellRow.arm_id.in_(self.arms)
+            )
+        ).all()
+        self.waves = sorted({cell.wave for cell in cells})
+        self.names = tuple(sorted({cell.segment for cell in cells}))
+        self._arm_at = {arm: i for i, arm in enumerate(self.arms)}
+        self._wave_at = {wave: i for i, wave in enumerate(self.waves)}
+        segment_at = {name: i for i, name in enumerate(self.names)}
+        self._index = (
+            [segment_at[cell.segment] for cell in cells],
+            [self._arm_at[cell.arm_id] for cell in cells],
+            [self._wave_at[cell.wave] for cell in cells],
+        )
+        self._cells = cells
+
+    def _column(self, name: str, dtype: type) -> np.ndarray:
+        table: np.ndarray = np.zeros((len(self.names), len(self.arms), len(self.waves)), dtype)
+        table[self._index] = [getattr(cell, name) for cell in self._cells]
+        return table
+
+    def _age(self, trials: np.ndarray, shown_at: np.ndarray) -> np.ndarray:
+        mean = shown_at / np.maximum(trials, 1)
+        return np.where(trials > 0, np.maximum(0.0, (self._now_seconds - mean) / 3600), 0.0)
+
+    def _pooled(self) -> dict[str, Any]:
+        trials = self._column("trials", np.int64).sum(axis=0)
+        age = self._age(trials, self._column("sum_shown_at", np.int64).sum(axis=0))
+        return {"arms": self.arms, "trials": trials, "age_hours": age}
+
+    def counts(self) -> ArmStatistics:
+        return ArmStatistics(successes=self._column("successes", np.int64).sum(axis=0), **self._pooled())
+
+    def segments(self) -> SegmentStatistics:
+        trials = self._column("trials", np.int64)
+        age = self._age(trials, self._column("sum_shown_at", np.int64))
+        return SegmentStatistics(self.names, self.arms, trials, self._column("successes", np.int64), age)
+
+    def values(self) -> ValueStatistics:
+        return ValueStatistics(
+            successes=self._column("successes", np.int64).sum(axis=0),
+            sums=self._column("sum_rewards", np.float64).sum(axis=0),
+            squares=self._column("sum_squares", np.float64).sum(axis=0),
+            **self._pooled(),
+        )
+
+    def linear(self, arm_features: np.ndarray | None) -> LinearStatistics:
+        rows = self._session.scalars(
+            select(LearnerMatrixRow).where(
+                LearnerMatrixRow.experiment_id == self._experiment_id, LearnerMatrixRow.arm_id.in_(self.arms)
+            )
+        ).all()
+        width = max((len(np.frombuffer(row.moments)) for row in rows), default=1)
+        gram = np.zeros((len(self.arms), len(self.waves), width, width))
+        moments = np.zeros((len(self.arms), len(self.waves), width))
+        for row in rows:
+            place = self._arm_at[row.arm_id], self._wave_at[row.wave]
+            gram[place] += np.frombuffer(row.gram).reshape(width, width)
+            moments[place] += np.frombuffer(row.moments)
+        seen = np.rint(gram[:, :, 0, 0]).astype(np.int64)  # trials with a vector
+        return LinearStatistics(
+            gram=gram,
+            moments=moments,
+            squares=self._column("sum_squares", np.float64).sum(axis=0),
+            arm_features=arm_features,
+            **self._pooled() | {"trials": seen},
+        )
+
+
+def _arm_features(arms: Sequence[ArmRow]) -> np.ndarray | None:
+    """A leading 1 and the numbers that every arm's features have in common, shape (n_arms, n_arm_features)."""
+    numbers = [
+        {name: float(value) for name, value in (arm.features or {}).items() if isinstance(value, int | float)}
+        for arm in arms
+    ]
+    common = sorted(set.intersection(*(set(own) for own in numbers)))
+    if not common:
+        return None
+    return np.array([[1.0, *(own[name] for name in common)] for own in numbers])
