@@ -30,7 +30,7 @@ from service.experiments import (
     shown_experiment,
     shown_experiments,
 )
-from service.experiments.planning import DEFAULT_LIFT
+from service.experiments.planning import DEFAULT_LIFT, DEFAULT_PLANNED_SENDS
 from service.flow.decide import Arm, NewExperiment, open_experiment
 from service.keys import Key
 from service.tables import ExperimentRow
@@ -38,6 +38,7 @@ from service.tables import ExperimentRow
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ArmBody(BaseModel):
@@ -75,7 +76,17 @@ class ExperimentBody(BaseModel):
     floor: Share = 0.05
     explore_share: Share = 0.0
     holdout_share: Share = 0.0
-    policy: str = "thompson"
+    policy: str | None = None
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    sticky: bool = False
+    segment_by: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
+    half_life_days: Above | None = None
+    planned_sends: Annotated[int, Field(ge=1, le=1_000_000_000)] = DEFAULT_PLANNED_SENDS
+    control: str | None = Field(None, max_length=60)
+    maximum_change: Above | None = None
+    minimum_per_arm: Above | None = None
+    guardrails: dict[str, bool] = {}
 
 
 class ChangeBody(BaseModel):

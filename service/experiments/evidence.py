@@ -107,10 +107,12 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
     pmf = np.zeros(shape)
     for i, (_, _, eligible, segment, snapshot_id) in enumerate(keys):
         policy = snapshots[snapshot_id][1]
-        weights = policy.get("by_segment", {}).get(segment, policy["pmf"])
         offered = set(json.loads(eligible))
-        is_offered = [arm in offered for arm in policy["arms"]]
-        for arm, share in zip(policy["arms"], masked(np.asarray(weights, dtype=np.float64), is_offered), strict=True):
+        is_offered = np.array([arm in offered for arm in policy["arms"]])
+        weights = np.array(policy.get("by_segment", {}).get(segment, policy["pmf"]))
+        if not np.any(weights[is_offered] > 0):  # as the draw does it
+            weights = np.array(policy["pmf"])
+        for arm, share in zip(policy["arms"], masked(weights, is_offered), strict=True):
             pmf[i, column[arm]] = share
     differs = experiment.policy in SEES_VECTORS
     if differs:  # nobody's pmf stands in the snapshot: the share in which the open arms came out, half a unit each

@@ -10,9 +10,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict, Invalid, NotFound
-from service.flow.decide import Arm, take_snapshot
-from service.flow.reward import CURSOR, statistics
-from service.tables import ArmRow, CursorRow, DecisionRow, ExperimentRow, SnapshotRow
+from service.flow.decide import Arm
+from service.flow.reward import arms_in_play, renew_snapshot
+from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
 
 #: What may change while an experiment runs: nothing that would give its earlier decisions another meaning.
 EDITABLE = ("name", "floor", "explore_share", "guardrails")
@@ -76,7 +76,7 @@ def add_arm(session: Session, experiment_id: str, arm: Arm, *, who: str, now: da
         raise Invalid(f"arm {arm.arm_id!r} has no text; write what it says")
     if len(arms) >= MAX_ARMS:
         raise Invalid(f"an experiment takes {MAX_ARMS} arms; end this one and open a new one")
-    _check_floor(experiment.floor, len(arms) + 1)
+    _check_floor(experiment.floor, len(arms_in_play(session, experiment_id)) + 1)
     row = ArmRow(
         experiment_id=experiment_id,
         arm_id=arm.arm_id,
@@ -89,7 +89,7 @@ def add_arm(session: Session, experiment_id: str, arm: Arm, *, who: str, now: da
     session.add(row)
     _note(experiment, f"arm {arm.arm_id!r} added", who=who, now=now)
     session.flush()
-    _next_snapshot(session, experiment, now=now)
+    renew_snapshot(session, experiment, now=now)
     return row
 
 
@@ -183,7 +183,7 @@ def edit_experiment(
         experiment.name = name
     if "floor" in changes:
         floor = float(changes["floor"])
-        _check_floor(floor, len(arms_of(session, experiment_id)))
+        _check_floor(floor, len(arms_in_play(session, experiment_id)))
         _note(experiment, f"floor {experiment.floor:g} → {floor:g}", who=who, now=now)
         experiment.floor = floor
     if "explore_share" in changes:
@@ -199,7 +199,7 @@ def edit_experiment(
         _note(experiment, f"guardrails: {said}", who=who, now=now)
     session.flush()
     if {"floor", "explore_share"} & changes.keys():
-        _next_snapshot(session, experiment, now=now)
+        renew_snapshot(session, experiment, now=now)
     return experiment
 
 
@@ -282,10 +282,3 @@ def _note(experiment: ExperimentRow, what: str, *, who: str, now: datetime) -> N
     entry = {"at": now.isoformat(), "what": what[:500], "who": who}
     history = [*history_of(experiment), entry][-HISTORY_LENGTH:]
     experiment.settings = {**experiment.settings, "history": history}
-
-
-def _next_snapshot(session: Session, experiment: ExperimentRow, *, now: datetime) -> None:
-    """A snapshot of what is folded so far; the fold's cursor is locked, so that the counts are those of one place."""
-    cursor = session.get(CursorRow, CURSOR, with_for_update=True)
-    counts = statistics(session, experiment.experiment_id, now=now)
-    take_snapshot(session, experiment, counts, log_seq=0 if cursor is None else cursor.position, now=now)

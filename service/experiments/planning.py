@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from service.errors import Invalid
 from service.experiments.lifecycle import newest_snapshot
-from service.tables import ArmRow, ExperimentRow, LearnerCellRow
+from service.flow.reward import arms_in_play
+from service.tables import ExperimentRow, LearnerCellRow
 from training.inference import Plan
 from training.planning import lift_between_arms, lift_provable, sends_needed
 
@@ -133,7 +134,7 @@ def planning(
         raise Invalid(f"{planned} sends prove nothing; give the number that is planned")
     if not lift > 0 or base.mean * (1 + lift) >= 1:
         raise Invalid(f"a lift of {lift:g} on a rate of {base.mean:.3g} is outside 0 to {1 / base.mean - 1:.3g}")
-    n_arms = _arms_in_play(session, experiment.experiment_id)
+    n_arms = len(arms_in_play(session, experiment.experiment_id))
     shares = [1 / n_arms] * n_arms
     needed = sends_needed(base.mean, lift, allocation=shares)
     provable = lift_between_arms(planned, base.mean, allocation=shares)
@@ -181,11 +182,6 @@ def _uniform_until(
     start = f"The split stays even until there are {successes:g} successes in all, after about {_round(sends):,} sends"
     says = f"{start}." if sends <= planned else f"{start}: {planned:,} sends will not bring that many."
     return {"successes": successes, "sends": sends, "is_reached": sends <= planned, "sentence": says}
-
-
-def _arms_in_play(session: Session, experiment_id: str) -> int:
-    running = select(func.count()).where(ArmRow.experiment_id == experiment_id, ArmRow.status != "retired")
-    return max(2, int(session.scalar(running) or 0))
 
 
 def _round(sends: int) -> int:

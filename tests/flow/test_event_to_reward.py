@@ -42,7 +42,7 @@ CLICKS = {"plain": 0.1, "loved": 0.5}
 N_PEOPLE = 500
 
 
-def people():
+def people(count):
     """Segment identify calls of people who asked for mail, in two time zones."""
     return [
         {
@@ -56,7 +56,7 @@ def people():
                 "email_consent": "subscribed",
             },
         }
-        for i in range(N_PEOPLE)
+        for i in range(count)
     ]
 
 
@@ -65,6 +65,7 @@ class Story:
 
     #: Share of those who got an arm's mail that asks for no more of them.
     leaves: ClassVar[dict[str, float]] = {}
+    n_people = N_PEOPLE
 
     def __init__(self, database, settings, now, **changes) -> None:
         self.database, self.settings, self.now = database, settings, now
@@ -74,8 +75,8 @@ class Story:
         self.read: set[str] = set()
         self.to_come: list[tuple[object, Hit]] = []
         with database.writing() as session:
-            taken = ingest(session, people(), source="segment", now=now)
-            assert (taken.stored, taken.quarantined) == (N_PEOPLE, ())
+            taken = ingest(session, people(self.n_people), source="segment", now=now)
+            assert (taken.stored, taken.quarantined) == (self.n_people, ())
             add_template(session, bundled_template("offer"), now=now)
             new = NewExperiment("Subject", "subject", ARMS, reward="click")
             self.experiment_id = open_experiment(session, new, now=now, salt="story")

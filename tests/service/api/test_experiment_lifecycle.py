@@ -120,3 +120,27 @@ def test_the_report_is_a_picture_too(key: Any, path: str):
     assert picture.headers["content-type"] == "image/png"
     assert picture.content.startswith(b"\x89PNG")
     assert key("GET", "/v1/experiments/nope/report.png").status_code == 404
+
+
+def test_everything_that_an_experiment_can_ask_is_asked_over_http(key: Any):
+    """And shown again as it was asked."""
+    asked = {
+        "reward": "conversion", "reward_window_hours": 168, "holdout_share": 0.1, "sticky": True, "control": "loved",
+        "segment_by": {"trait": "country", "values": ["DE", "FR"]}, "half_life_days": 30, "planned_sends": 50_000,
+        "guardrails": {"complaints": False},
+    }  # fmt: skip
+    made = key("POST", "/v1/experiments", json=SUBJECTS | asked)
+    fixed = key("POST", "/v1/experiments", json=SUBJECTS | {"policy": "fixed", "weights": {"plain": 1, "loved": 9}})
+    money = key("POST", "/v1/experiments", json=SUBJECTS | {"reward": "revenue"})
+    odd = key("POST", "/v1/experiments", json=SUBJECTS | {"control": "nope"})
+
+    assert made.status_code == 201, made.text
+    shown = made.json()
+    for name in ("sticky", "control", "segment_by", "half_life_days", "planned_sends"):
+        assert shown["settings"][name] == asked[name]
+    assert shown["guardrails"] == {"unsubscribes": True, "complaints": False}
+    assert shown["planning"]["sends"] == 50_000
+    assert "10 % held out" in shown["planning"]["sentences"][-1]
+    assert fixed.json()["settings"]["weights"] == {"plain": 1, "loved": 9}
+    assert money.json()["policy"] == "gaussian"
+    assert (odd.status_code, "nope" in odd.json()["detail"]) == (422, True)

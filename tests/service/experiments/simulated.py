@@ -49,7 +49,7 @@ def live(
 ) -> datetime:
     """Let ``hours`` pass: each hour all of ``keys`` are shown an arm, and some answer 20 minutes later.
 
-    Returns the instant after the last hour.
+    Those held out answer at the rate of the arm ``held_out``. Returns the instant after the last hour.
     """
     rng = np.random.default_rng(seed)
     for hour in range(first_hour, first_hour + hours):
@@ -66,7 +66,7 @@ def live(
             answers = [
                 _reward(row, kind, amount, at + timedelta(minutes=20))
                 for row, draw in zip(rows, luck, strict=True)
-                if draw < rate(row.arm_id, hour) and not row.is_holdout
+                if draw < rate("held_out" if row.is_holdout else row.arm_id, hour)
             ]
             append(session, answers, received_at=to_micros(at + timedelta(minutes=21)))
         with database.writing() as session:

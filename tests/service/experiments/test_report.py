@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from features.contacts import update_traits
 from service.database import Database
 from service.experiments import experiment_report, pause_arm, plot_report
 from tests.service.experiments.simulated import contacts, live, opened
@@ -129,16 +130,63 @@ def test_a_paused_arm_is_left_out_of_its_batches(database):
     assert [arm["status"] for arm in shown["arms"]] == ["running", "paused"]
 
 
-def test_the_same_on_both_databases(any_database):
-    """The queries of the report run on SQLite and on PostgreSQL, also for a sticky experiment."""
-    experiment_id = opened(any_database, ARMS, NOW)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"sticky": True},
+        {"segment_by": {"trait": "country", "values": ["DE", "FR"]}},
+        {"policy": "linear", "context": {"features": ["orders_ever", "order_recency_ever"]}},
+        {"policy": "fixed", "weights": {"plain": 1, "loved": 3}, "control": "loved"},
+        {"reward": "revenue"},
+    ],
+    ids=["plain", "sticky", "segments", "vectors", "fixed", "revenue"],
+)
+def test_every_kind_of_experiment_is_reported_on_both_databases(any_database, asked):
+    """Units and means are those of the log; what a kind cannot tell says why."""
+    experiment_id = opened(any_database, ARMS, NOW, **asked)
     keys = contacts(any_database, 100, NOW)
-    live(any_database, experiment_id, keys, by_day, now=NOW, hours=2)
+    with any_database.writing() as session:
+        update_traits(session, {key: {"country": ("DE", "FR", "IT")[key % 3]} for key in keys[:90]}, now=NOW)
+    kind, amount = ("revenue", 25.0) if asked.get("reward") else ("click", 1.0)
+    rate = {"plain": 0.3, "loved": 0.6}.__getitem__
+    live(any_database, experiment_id, keys, lambda arm, _: rate(arm), now=NOW, hours=4, kind=kind, amount=amount)
     with any_database.reading() as session:
         report = experiment_report(session, experiment_id, now=SEEN)
+    contacts_or_decisions = 100 if asked.get("sticky") else 400
+    comparison = report["comparisons"][0]
 
-    assert report["matured"]["units"] == 200
-    assert report["comparisons"][0]["verdict"] in ("too_early", "undecided", "refused")
+    assert report["matured"]["units"] == contacts_or_decisions
+    assert report["matured"]["unit"] == ("contact" if asked.get("sticky") else "decision")
+    assert sum(arm["sends"] for arm in report["arms"]) == 400
+    assert comparison["control"] == asked.get("control", "plain")
+    estimates = {one["arm"]: one["mean"]["estimate"] for one in report["means"]}
+    scale = {"sticky": 4.0, "reward": 2500.0}.get(next(iter(asked), ""), 1.0)
+    assert estimates["loved"] / scale == pytest.approx(0.6, abs=0.15)
+    assert estimates["plain"] / scale == pytest.approx(0.3, abs=0.15)
+    has_no_pmf = asked.get("policy") == "linear"
+    assert ("why" in report["sample_ratio"]) == ("why" in report["uniform_slice"]) == has_no_pmf
+    assert plot_report(report).startswith(b"\x89PNG")
+
+
+def test_the_holdout_shows_what_being_shown_an_arm_has_earned(database):
+    """Person by person, in the reward's unit; the truth lies in the interval."""
+    asked = {"reward": "conversion", "holdout_share": 0.3, "policy": "uniform"}
+    experiment_id = opened(database, ARMS, NOW, **asked)
+    keys = contacts(database, 1500, NOW)
+    rates = {"plain": 0.2, "loved": 0.4, "held_out": 0.1}
+    live(database, experiment_id, keys, lambda arm, _: rates[arm], now=NOW, hours=1, kind="conversion")
+    with database.reading() as session:
+        report = experiment_report(session, experiment_id, now=SEEN)
+    found = report["against_holdout"]
+
+    assert found["unit"] == "contact"
+    assert found["held_out"]["units"] + found["mailed"]["units"] == 1500
+    assert found["held_out"]["units"] == pytest.approx(450, abs=80)
+    assert found["held_out"]["mean"] == pytest.approx(0.1, abs=0.06)
+    assert 0 < found["per_unit"]["lower"] <= 0.2 <= found["per_unit"]["upper"]
+    assert found["total"]["estimate"] == pytest.approx(found["per_unit"]["estimate"] * found["mailed"]["units"])
+    assert report["matured"]["units"] == found["mailed"]["units"]
 
 
 def test_an_even_split_has_nothing_to_compare_with_itself(database):
