@@ -78,7 +78,7 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
         append(
             session,
             [
-                _shown_event(rows[decision_id], identities[user_id], to_micros(now))
+                shown_event(rows[decision_id], identities[user_id], to_micros(now))
                 for user_id, decision_id in zip(user_ids, made.decision_id, strict=True)
                 if not rows[decision_id].is_holdout
             ],
@@ -202,7 +202,8 @@ def _decisions(session: Session, decision_ids: tuple[str, ...] | list[str]) -> d
     return {row.decision_id: row for row in session.scalars(query)}
 
 
-def _shown_event(row: DecisionRow, identity: str, now: int) -> NewEvent:
+def shown_event(row: DecisionRow, identity: str, now: int) -> NewEvent:
+    """The event that tells the learner of a decision taken through the API: the trial."""
     return NewEvent(
         contact_key=row.contact_key,
         kind=ARM_SHOWN,

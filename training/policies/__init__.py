@@ -15,10 +15,13 @@ from training.policies.base import (
     masked,
     mix_floor,
 )
+from training.policies.epsilon import EpsilonGreedy
 from training.policies.fixed import FixedSplit, Uniform
+from training.policies.gaussian import GaussianThompson
 from training.policies.linear import LinearSums, LinearThompson, sums_of
 from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
-from training.policies.thompson import BetaBernoulliThompson, DelayCdf
+from training.policies.thompson import BetaBernoulliThompson
+from training.policies.waves import DelayCdf
 
 __all__ = [
     "Allocation",
@@ -26,7 +29,9 @@ __all__ = [
     "BetaBernoulliThompson",
     "CountPolicy",
     "DelayCdf",
+    "EpsilonGreedy",
     "FixedSplit",
+    "GaussianThompson",
     "LinearStatistics",
     "LinearSums",
     "LinearThompson",
@@ -44,7 +49,15 @@ __all__ = [
 ]
 
 _POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy for policy in (BetaBernoulliThompson, FixedSplit, LinearThompson, Uniform)
+    policy.name: policy
+    for policy in (
+        BetaBernoulliThompson,
+        EpsilonGreedy,
+        FixedSplit,
+        GaussianThompson,
+        LinearThompson,
+        Uniform,
+    )
 }
 
 

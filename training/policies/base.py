@@ -234,11 +234,16 @@ class CountPolicy(Policy):
         return Allocation(statistics.arms, self.pmf(statistics), self.reason(statistics))
 
 
-def mix_floor(shares: FloatArray, floor: float) -> FloatArray:
+def mix_floor(shares: FloatArray, floor: float | FloatArray) -> FloatArray:
     """``(1 - n_arms * floor) * shares + floor``: every arm keeps at least ``floor``, and the sum stays one.
 
     Mixing, not clipping: it keeps the order of the arms, moves no probability discontinuously, and bounds the
     importance weights of every later estimate by ``1 / floor``.
+
+    Parameters
+    ----------
+    shares : ndarray of float64, shape (..., n_arms)
+    floor : float, or ndarray of float64 of shape (..., 1)
 
     Raises
     ------
@@ -246,7 +251,7 @@ def mix_floor(shares: FloatArray, floor: float) -> FloatArray:
         If ``floor`` does not fit: below 0, or above ``1 / n_arms``.
     """
     n_arms = shares.shape[-1]
-    if not 0 <= floor <= 1 / n_arms:
+    if not np.all((np.asarray(floor) >= 0) & (np.asarray(floor) <= 1 / n_arms)):
         raise ValueError(f"floor {floor} does not fit {n_arms} arms; choose one between 0 and {1 / n_arms:.4g}")
     return np.asarray((1.0 - n_arms * floor) * shares + floor, dtype=np.float64)
 

@@ -12,6 +12,27 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+def _check(table: ArmStatistics | SegmentStatistics | ValueStatistics, axes: str, leading: tuple[int, ...]) -> None:
+    """Turn the table's fields into arrays, and refuse what cannot have been counted."""
+    object.__setattr__(table, "arms", tuple(table.arms))
+    for name, dtype in (("trials", np.int64), ("successes", np.int64), ("age_hours", np.float64)):
+        given = np.asarray(getattr(table, name))
+        values = given.astype(dtype)
+        if dtype is np.int64 and not np.array_equal(values, given):
+            raise ValueError(f"{name} holds numbers that are not whole; counts are whole numbers")
+        object.__setattr__(table, name, values)
+        if values.ndim != len(leading) + 1 or values.shape != (*leading, np.shape(table.trials)[-1]):
+            raise ValueError(f"{name} has shape {values.shape}; it must be {axes} with {leading} first")
+        if not np.all(np.isfinite(values)) or np.any(values < 0):
+            raise ValueError(f"{name} holds a negative or not finite number; counts and ages start at 0")
+    if len(table.arms) < 2:
+        raise ValueError(f"there is nothing to choose among {len(table.arms)} arm(s); give at least 2")
+    if len(set(table.arms)) < len(table.arms):
+        raise ValueError(f"arms {table.arms} repeat; give each arm an id of its own")
+    if np.any(table.successes > table.trials):
+        raise ValueError("a cell has more successes than trials; count at most one success a trial")
+
+
 @dataclass(frozen=True)
 class ArmStatistics:
     """Counts of each arm in each wave: all that a policy without context learns from. They add up.
@@ -39,25 +60,7 @@ class ArmStatistics:
     age_hours: FloatArray
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", tuple(self.arms))
-        for name, dtype in (("trials", np.int64), ("successes", np.int64), ("age_hours", np.float64)):
-            given = np.asarray(getattr(self, name))
-            values = given.astype(dtype)
-            if dtype is np.int64 and not np.array_equal(values, given):
-                raise ValueError(f"{name} holds numbers that are not whole; counts are whole numbers")
-            object.__setattr__(self, name, values)
-            if values.ndim != 2 or values.shape != (len(self.arms), np.shape(self.trials)[-1]):
-                raise ValueError(
-                    f"{name} has shape {values.shape}; it must be (n_arms, n_waves) with n_arms = {len(self.arms)}"
-                )
-            if not np.all(np.isfinite(values)) or np.any(values < 0):
-                raise ValueError(f"{name} holds a negative or not finite number; counts and ages start at 0")
-        if len(self.arms) < 2:
-            raise ValueError(f"there is nothing to choose among {len(self.arms)} arm(s); give at least 2")
-        if len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"arms {self.arms} repeat; give each arm an id of its own")
-        if np.any(self.successes > self.trials):
-            raise ValueError("a cell has more successes than trials; count at most one success a trial")
+        _check(self, "(n_arms, n_waves)", (len(tuple(self.arms)),))
 
     @classmethod
     def empty(cls, arms: Sequence[str], n_waves: int = 0) -> ArmStatistics:
@@ -97,9 +100,15 @@ class SegmentStatistics:
     Parameters
     ----------
     segments : tuple of str, length n_segments
+        Distinct names.
     arms : tuple of str, length n_arms
     trials, successes : ndarray of int64, shape (n_segments, n_arms, n_waves)
     age_hours : ndarray of float64, shape (n_segments, n_arms, n_waves)
+
+    Raises
+    ------
+    ValueError
+        As of ``ArmStatistics``, and if the segments repeat.
     """
 
     segments: tuple[str, ...]
@@ -108,11 +117,38 @@ class SegmentStatistics:
     successes: IntArray
     age_hours: FloatArray
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", tuple(self.segments))
+        if len(set(self.segments)) < len(self.segments):
+            raise ValueError(f"segments {self.segments} repeat; give each segment a name of its own")
+        _check(self, "(n_segments, n_arms, n_waves)", (len(self.segments), len(tuple(self.arms))))
+
     def pooled(self) -> ArmStatistics:
-        """All segments together."""
+        """All segments together: what a report shows. To compare arms use ``strata``."""
         trials = self.trials.sum(axis=0)
         hours = (self.trials * self.age_hours).sum(axis=0)
         return ArmStatistics(self.arms, trials, self.successes.sum(axis=0), hours / np.maximum(trials, 1))
+
+    def strata(self) -> ArmStatistics:
+        """Every segment's waves side by side, each a wave of its own.
+
+        Segments differ in their rates and, once they are allocated apart, in their mix of arms. Counts added up over
+        them mistake an arm shown to eager segments for a good arm; with a level for every (segment, wave) they do not.
+        """
+        shape = (len(self.arms), -1)
+        return ArmStatistics(
+            self.arms,
+            np.moveaxis(self.trials, 0, 1).reshape(shape),
+            np.moveaxis(self.successes, 0, 1).reshape(shape),
+            np.moveaxis(self.age_hours, 0, 1).reshape(shape),
+        )
+
+    def reordered(self, order: Sequence[int]) -> SegmentStatistics:
+        """The same statistics with the arms listed as ``order`` says."""
+        i = list(order)
+        return SegmentStatistics(
+            self.segments, tuple(self.arms[k] for k in i), self.trials[:, i], self.successes[:, i], self.age_hours[:, i]
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +164,11 @@ class ValueStatistics:
     sums, squares : ndarray of float64, shape (n_arms, n_waves)
         Of the rewards, and of their squares.
     age_hours : ndarray of float64, shape (n_arms, n_waves)
+
+    Raises
+    ------
+    ValueError
+        As of ``ArmStatistics``, and if no rewards can have these sums and squares.
     """
 
     arms: tuple[str, ...]
@@ -136,6 +177,36 @@ class ValueStatistics:
     sums: FloatArray
     squares: FloatArray
     age_hours: FloatArray
+
+    def __post_init__(self) -> None:
+        _check(self, "(n_arms, n_waves)", (len(tuple(self.arms)),))
+        for name in ("sums", "squares"):
+            values = np.asarray(getattr(self, name), dtype=np.float64)
+            object.__setattr__(self, name, values)
+            if values.shape != self.trials.shape:
+                raise ValueError(f"{name} has shape {values.shape}; it must be {self.trials.shape} like the trials")
+            if not np.all(np.isfinite(values)):
+                raise ValueError(f"{name} holds a number that is not finite; leave such rewards out")
+        if np.any(self.sums**2 > self.successes * self.squares * (1 + 1e-9) + 1e-9):
+            raise ValueError(
+                "no rewards have these sums and squares (sum**2 > successes * squares); a success is a reward other "
+                "than 0, and squares adds up the squared rewards"
+            )
+
+    @classmethod
+    def empty(cls, arms: Sequence[str], n_waves: int = 0) -> ValueStatistics:
+        """Statistics before the first trial."""
+        counts = np.zeros((len(arms), n_waves), dtype=np.int64)
+        nothing = counts.astype(np.float64)
+        return cls(tuple(arms), counts, counts, nothing, nothing, nothing)
+
+    def reordered(self, order: Sequence[int]) -> ValueStatistics:
+        """The same statistics with the arms listed as ``order`` says."""
+        i = list(order)
+        return ValueStatistics(
+            tuple(self.arms[k] for k in i),
+            self.trials[i], self.successes[i], self.sums[i], self.squares[i], self.age_hours[i],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,178 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import special
 
-from training.policies.base import CountPolicy, mix_floor
-from training.policies.statistics import ArmStatistics, FloatArray, IntArray
+from training.policies.base import Allocation, Context, CountPolicy
+from training.policies.learner import Learner, previous_pmf
+from training.policies.segments import segment_posterior
+from training.policies.statistics import ArmStatistics, FloatArray, IntArray, SegmentStatistics
+from training.policies.waves import DelayCdf, fit_waves
+
+__all__ = ["BetaBernoulliThompson", "BetaLearner", "DelayCdf", "fit_waves", "probability_best", "probability_settled"]
 
 #: Breakpoints of the quadrature, in standard deviations of each arm's log-odds.
 _BREAKS = np.array([-10.0, -6.0, -4.0, -2.5, -1.25, 0.0, 1.25, 2.5, 4.0, 6.0, 10.0])
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
-
-
-@dataclass(frozen=True)
-class DelayCdf:
-    """Share of the answers that will ever come which have come in by an age.
-
-    Without ``knots`` a lognormal: opens of marketing mail have a median delay of about 3 hours and a long tail.
-    Inside a wave the share is common to all arms and cancels, so a wrong guess here costs little.
-
-    Parameters
-    ----------
-    median_hours : float, above 0
-    sigma : float, above 0
-        Standard deviation of the log of the delay.
-    knots : tuple of (age in hours, share), optional
-        A measured curve, rising in both, read with straight lines between; replaces the lognormal.
-
-    Examples
-    --------
-    >>> DelayCdf()([0.0, 3.0, 48.0]).round(3).tolist()
-    [0.0, 0.5, 0.997]
-    """
-
-    median_hours: float = 3.0
-    sigma: float = 1.0
-    knots: tuple[tuple[float, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "knots", tuple((float(age), float(share)) for age, share in self.knots))
-        if not (0 < self.median_hours < np.inf and 0 < self.sigma < np.inf):
-            raise ValueError(
-                f"delay with median {self.median_hours} h and sigma {self.sigma}: both must be above 0 and finite"
-            )
-        curve = np.array([(0.0, 0.0), *self.knots])
-        if not np.all(np.isfinite(curve)) or np.any(np.diff(curve, axis=0) < 0) or curve.min() < 0 or curve[-1, 1] > 1:
-            raise ValueError("knots of a delay must rise in age and in share, from 0 to at most 1")
-
-    def __call__(self, age_hours: ArrayLike) -> FloatArray:
-        """Share in [0, 1] by ``age_hours``, any shape."""
-        age = np.asarray(age_hours, dtype=np.float64)
-        if self.knots:
-            ages, shares = np.array([(0.0, 0.0), *self.knots]).T
-            return np.asarray(np.interp(age, ages, shares), dtype=np.float64)
-        with np.errstate(divide="ignore"):
-            return np.asarray(special.ndtr(np.log(age / self.median_hours) / self.sigma), dtype=np.float64)
-
-    @classmethod
-    def from_delays(cls, delays_hours: ArrayLike, age_hours: ArrayLike, n_knots: int = 64) -> DelayCdf:
-        """The curve measured on past trials, by the product-limit estimator with those who never answer left out.
-
-        Parameters
-        ----------
-        delays_hours : array-like of float, shape (n,)
-            Hours from trial to answer, NaN where none has come in yet.
-        age_hours : array-like of float, shape (n,)
-            Hours from the trial to now: an answer later than this could not have been seen.
-
-        Raises
-        ------
-        ValueError
-            If fewer than 30 answers have come in.
-
-        References
-        ----------
-        Kaplan, Meier (1958), "Nonparametric estimation from incomplete observations". Maller, Zhou (1992),
-        "Estimating the proportion of immunes in a censored sample": the curve's plateau is the share that answers.
-        """
-        delays = np.asarray(delays_hours, dtype=np.float64)
-        ages = np.asarray(age_hours, dtype=np.float64)
-        answered = np.isfinite(delays) & (delays <= ages)
-        n_answers = int(answered.sum())
-        if n_answers < 30:
-            raise ValueError(f"{n_answers} answers are too few to measure the delay; collect 30 or keep the default")
-        times, events = np.unique(np.maximum(delays[answered], 0.0), return_counts=True)
-        left_at = np.sort(np.where(answered, delays, ages))
-        at_risk = len(left_at) - np.searchsorted(left_at, times, side="left")
-        answered_by = 1.0 - np.cumprod(1.0 - events / at_risk)
-        share = answered_by / answered_by[-1]
-        kept = np.unique(np.linspace(0, len(times) - 1, n_knots).round().astype(int))
-        return cls(knots=tuple(zip(times[kept].tolist(), share[kept].tolist(), strict=True)))
-
-    def parameters(self) -> dict[str, Any]:
-        """The curve as JSON values."""
-        return {"median_hours": self.median_hours, "sigma": self.sigma, "knots": [list(knot) for knot in self.knots]}
-
-
-@dataclass(frozen=True)
-class WaveFit:
-    """Arms' evidence with the waves' levels taken out. Leading axes as given."""
-
-    #: shape (..., n_arms): trials that the successes stand for, at the average wave's rate.
-    effective_trials: FloatArray
-    #: shape (..., n_arms), in [0, 1]: part of the counts that compares arms, not waves.
-    information: FloatArray
-    #: shape (...,): successes per answered trial over everything.
-    mean_rate: FloatArray
-
-
-def fit_waves(
-    exposure: FloatArray, successes: IntArray, wave_concentration: float, *, tolerance: float = 1e-10, limit: int = 500
-) -> WaveFit:
-    """Arm effects within waves: ``E[s_kw] = exposure_kw * b_w * theta_k`` with ``b_w`` gamma around the mean rate.
-
-    Base rates move with the hour and the day. Counts pooled over waves under a changing allocation mistake a good
-    hour for a good arm; with an effect per wave (Poisson likelihood, fitted by alternating b and theta) only what an
-    arm earns beside the others in the same wave counts. Given the waves' totals, the successes of a wave are shared
-    out in proportion to ``exposure_kw * theta_k`` (the conditional likelihood of a matched design), which carries
-    ``m_w p_kw (1 - p_kw)`` of information on arm k, with m_w the wave's expected successes and p_kw the arm's share
-    of its exposure. The prior on b_w adds ``v_w (p_kw - p_k)**2`` from between waves, ``v_w = m_w a / (m_w + a)``: all
-    of it for waves of one trial, next to nothing for waves of thousands. ``information`` is the ratio of that sum to
-    what the pooled counts pretend to have.
-
-    Parameters
-    ----------
-    exposure : ndarray of float64, shape (..., n_arms, n_waves)
-        Trials times the share of answers due by their age.
-    successes : ndarray of int64, same shape
-    wave_concentration : float
-        ``a``: shape of the gamma prior; waves differ by a relative standard deviation of ``a ** -0.5``.
-
-    References
-    ----------
-    Hausman, Hall, Griliches (1984), "Econometric models for count data", conditional Poisson with group effects.
-    Deming, Stephan (1940), iterative proportional fitting.
-    """
-    a = wave_concentration
-    by_arm, by_wave = successes.sum(axis=-1), successes.sum(axis=-2)
-    arm_exposure, wave_exposure = exposure.sum(axis=-1), exposure.sum(axis=-2)
-    total_exposure = arm_exposure.sum(axis=-1)
-    mean_rate = by_arm.sum(axis=-1) / np.where(total_exposure > 0, total_exposure, 1.0)
-    rate = np.clip(mean_rate, 1e-9, 1.0)[..., None]
-
-    theta = np.ones_like(arm_exposure)
-    for _ in range(limit):
-        expected = np.einsum("...kw,...k->...w", exposure, theta)
-        level = (by_wave + a) / (expected + a / rate)
-        weighted = np.einsum("...kw,...w->...k", exposure, level)
-        fresh = by_arm / np.where(weighted > 0, weighted, 1.0)
-        scale = (fresh * arm_exposure).sum(axis=-1) / np.where(total_exposure > 0, total_exposure, 1.0)
-        fresh = fresh / np.where(scale > 0, scale, 1.0)[..., None]
-        moved = np.max(np.abs(fresh - theta), initial=0.0)
-        theta = fresh
-        if moved < tolerance:
-            break
-    level = (by_wave + a) / (np.einsum("...kw,...k->...w", exposure, theta) + a / rate)
-    mean_level = (wave_exposure * level).sum(axis=-1) / np.where(total_exposure > 0, total_exposure, 1.0)
-    effective = np.einsum("...kw,...w->...k", exposure, level) / np.where(mean_level > 0, mean_level, 1.0)[..., None]
-
-    # Shares of exposure, not of successes: an arm's further success then cannot shrink its own evidence.
-    share = exposure / np.where(wave_exposure > 0, wave_exposure, 1.0)[..., None, :]
-    m = (wave_exposure * rate)[..., None, :]
-    v = m * a / (m + a)
-    within = (m * share * (1 - share)).sum(axis=-1)
-    centre = (v * share).sum(axis=-1) / np.maximum(v.sum(axis=-1), 1e-300)
-    between = (v * (share - centre[..., None]) ** 2).sum(axis=-1)
-    overall = arm_exposure / np.where(total_exposure > 0, total_exposure, 1.0)[..., None]
-    pretended = m.sum(axis=-1) * overall * (1 - overall)
-    information = np.where(pretended > 0, (within + between) / np.where(pretended > 0, pretended, 1.0), 0.0)
-    return WaveFit(effective, np.clip(information, 0.0, 1.0), mean_rate)
+#: An experiment is decided when with this probability no arm is better than the best one by more than this part.
+DECIDED_PROBABILITY, DECIDED_MARGIN = 0.95, 0.01
 
 
 def probability_best(alpha: FloatArray, beta: FloatArray) -> FloatArray:
@@ -197,13 +46,7 @@ def probability_best(alpha: FloatArray, beta: FloatArray) -> FloatArray:
     >>> probability_best(np.array([2.0, 1.0]), np.array([1.0, 1.0])).round(8).tolist()
     [0.66666667, 0.33333333]
     """
-    mean = special.digamma(alpha) - special.digamma(beta)
-    deviation = np.sqrt(special.polygamma(1, alpha) + special.polygamma(1, beta))
-    breaks = mean[..., None] + deviation[..., None] * _BREAKS
-    breaks = np.clip(np.sort(breaks.reshape(*breaks.shape[:-2], -1), axis=-1), -700.0, 700.0)
-    half = np.diff(breaks, axis=-1)[..., None] / 2
-    odds = (breaks[..., :-1, None] + half * (1 + _NODES)).reshape(*breaks.shape[:-1], 1, -1)
-    weights = (half * _WEIGHTS).reshape(*breaks.shape[:-1], 1, -1)
+    odds, weights = _pieces(alpha, beta)
     a, b = alpha[..., None], beta[..., None]
     log_x, log_rest = -np.logaddexp(0.0, -odds), -np.logaddexp(0.0, odds)
     density = np.exp(a * log_x + b * log_rest - special.betaln(a, b))
@@ -215,8 +58,198 @@ def probability_best(alpha: FloatArray, beta: FloatArray) -> FloatArray:
     return np.asarray(best / best.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
+def probability_settled(alpha: FloatArray, beta: FloatArray, margin: float = DECIDED_MARGIN) -> FloatArray:
+    """Probability that no arm is better than the one with the highest mean by more than ``margin`` of its rate.
+
+    At .95 the 95 % quantile of the potential value remaining, ``(max_k theta_k - theta_best) / theta_best``, is
+    ``margin``: by quadrature, where the literature draws.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray of float64, shape (..., n_arms)
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+
+    References
+    ----------
+    Scott (2015), "Multi-armed bandit experiments in the online service economy": value remaining.
+
+    Examples
+    --------
+    >>> round(float(probability_settled(np.array([900.0, 700.0]), np.array([100.0, 300.0]))), 4)
+    1.0
+    """
+    odds, weights = _pieces(alpha, beta)
+    leader = np.argmax(alpha / (alpha + beta), axis=-1)[..., None]
+    a, b = (np.take_along_axis(values, leader, axis=-1) for values in (alpha, beta))
+    log_x, log_rest = -np.logaddexp(0.0, -odds[..., 0, :]), -np.logaddexp(0.0, odds[..., 0, :])
+    density = np.exp(a * log_x + b * log_rest - special.betaln(a, b)) * weights[..., 0, :]
+    reach = np.minimum((1.0 + margin) * np.exp(log_x), 1.0)
+    cdf = special.betainc(alpha[..., None], beta[..., None], reach[..., None, :])
+    others = np.where(np.arange(alpha.shape[-1])[:, None] == leader[..., None], 1.0, cdf)
+    return np.asarray((density * others.prod(axis=-2)).sum(axis=-1) / density.sum(axis=-1), dtype=np.float64)
+
+
+def _pieces(alpha: FloatArray, beta: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Nodes on the log-odds scale and their weights, shape (..., 1, n_nodes), cut at every arm's quantiles."""
+    mean = special.digamma(alpha) - special.digamma(beta)
+    deviation = np.sqrt(special.polygamma(1, alpha) + special.polygamma(1, beta))
+    breaks = mean[..., None] + deviation[..., None] * _BREAKS
+    breaks = np.clip(np.sort(breaks.reshape(*breaks.shape[:-2], -1), axis=-1), -700.0, 700.0)
+    half = np.diff(breaks, axis=-1)[..., None] / 2
+    odds = (breaks[..., :-1, None] + half * (1 + _NODES)).reshape(*breaks.shape[:-1], 1, -1)
+    weights = (half * _WEIGHTS).reshape(*breaks.shape[:-1], 1, -1)
+    return odds, weights
+
+
 @dataclass(frozen=True)
-class BetaBernoulliThompson(CountPolicy):
+class BetaLearner(Learner, CountPolicy):
+    """A policy on the Beta posterior of each arm's rate; a subclass says what it makes of the posterior.
+
+    Parameters
+    ----------
+    temper : float, in (0, 1]
+        Power of the likelihood.
+    prior_concentration : float, above 0, optional
+        Past tests' spread of arms: arm ~ Beta(m k, (1 - m) k), in place of ``prior_successes``. Early answers are
+        then shrunk as much as past tests deserved: k is about 2,200 for headlines clicked at 1.3 %.
+    prior_rate : float, in (0, 1), optional
+        m; without it the experiment's own mean rate, so that another level than in past tests does no harm.
+    """
+
+    temper: float = 0.5
+    prior_rate: float | None = None
+    prior_concentration: float | None = None
+    context: ClassVar[Context] = "segment"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temper <= 1:
+            raise ValueError(f"temper {self.temper} is not in (0, 1]; 1 is the plain posterior, 0.5 the default")
+        if self.prior_concentration is not None and not 0 < self.prior_concentration < np.inf:
+            raise ValueError(f"prior_concentration {self.prior_concentration} must be above 0 and finite")
+        if self.prior_rate is not None and not 0 < self.prior_rate < 1:
+            raise ValueError(f"prior_rate {self.prior_rate} is not in (0, 1); give a rate, or leave it out")
+        if self.prior_rate is not None and self.prior_concentration is None:
+            raise ValueError(f"prior_rate {self.prior_rate} has no weight; give prior_concentration too")
+
+    @abstractmethod
+    def preferred(self, alpha: FloatArray, beta: FloatArray) -> FloatArray:
+        """Shares that the posterior alone would give, shape (..., n_arms)."""
+
+    def floor_in_force(self, alpha: FloatArray, beta: FloatArray) -> float | FloatArray:
+        """Floor under this posterior: one number, or an array of shape (..., 1)."""
+        return self.floor_of(alpha.shape[-1])
+
+    def prior(self, mean_rate: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Parameters (alpha, beta) of an arm's prior, of the shape of ``mean_rate``."""
+        if self.prior_concentration is None:
+            rate = np.clip(mean_rate, 1e-6, 0.5)
+            return np.full_like(rate, self.prior_successes), self.prior_successes * (1 / rate - 1)
+        rate = np.full_like(mean_rate, self.prior_rate or 0.0) if self.prior_rate else np.clip(mean_rate, 1e-6, 0.5)
+        # At least half a success: below, a Beta density has no peak and no quadrature.
+        weight = np.maximum(self.prior_concentration, 0.5 / rate)
+        return rate * weight, (1 - rate) * weight
+
+    def shares(self, arms: tuple[str, ...], trials: IntArray, successes: IntArray, age_hours: FloatArray) -> FloatArray:
+        """What the posterior prefers, with floor and burn-in."""
+        exposure, answered = self.exposure(trials, age_hours), successes * self.weights(age_hours)
+        alpha, beta = self._posterior(exposure, answered)
+        best, floor = self.preferred(alpha, beta), self.floor_in_force(alpha, beta)
+        return self.spread(best, exposure.sum(axis=-1), answered.sum(axis=(-1, -2)), floor)
+
+    def posterior(self, trials: IntArray, successes: IntArray, age_hours: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Parameters (alpha, beta) of each arm's tempered posterior, shape (..., n_arms) each."""
+        return self._posterior(self.exposure(trials, age_hours), successes * self.weights(age_hours))
+
+    def _posterior(self, exposure: FloatArray, answered: FloatArray) -> tuple[FloatArray, FloatArray]:
+        fit = fit_waves(exposure, answered, self.wave_concentration)
+        weight = self.temper * fit.information
+        by_arm = answered.sum(axis=-1)
+        prior_alpha, prior_beta = self.prior(fit.mean_rate)
+        alpha = prior_alpha[..., None] + weight * by_arm
+        return alpha, prior_beta[..., None] + weight * np.maximum(fit.effective_trials - by_arm, 0.0)
+
+    def allocate(
+        self, statistics: ArmStatistics | SegmentStatistics, *, previous: Allocation | None = None, seed: int = 0
+    ) -> Allocation:
+        """Arm probabilities with their reason; of ``SegmentStatistics`` also each segment's own.
+
+        A segment is shrunk to the others (``training.policies.segments``). One with fewer successes than
+        ``minimum_successes`` an arm answers as all segments together, and so does a segment never seen.
+
+        Parameters
+        ----------
+        statistics : ArmStatistics or SegmentStatistics
+        previous : Allocation, optional
+            The one in force, as this policy gave it (before exploration was mixed in).
+        seed : int
+            Not used: nothing is drawn.
+        """
+        arms = statistics.arms
+        table = statistics.strata() if isinstance(statistics, SegmentStatistics) else statistics
+        exposure, answered = self.exposure(table.trials, table.age_hours), self._answered(table)
+        alpha, beta = self._posterior(exposure, answered)
+        floor = float(np.asarray(self.floor_in_force(alpha, beta)).reshape(-1)[0])
+        n_effective = exposure.sum(axis=-1)
+        target = self.spread(self.preferred(alpha, beta), n_effective, answered.sum(axis=(-1, -2)), floor)
+        pmf = self.limited(arms, target, previous_pmf(previous, arms), floor)
+        by_segment: Mapping[str, FloatArray] = {}
+        if isinstance(statistics, SegmentStatistics) and len(statistics.segments) > 1:
+            by_segment = self._by_segment(statistics, pmf, n_effective, previous)
+        return Allocation(
+            arms,
+            pmf,
+            self.reason(table),
+            details={
+                "effective_trials": n_effective.tolist(),
+                "effective_successes": answered.sum(axis=-1).tolist(),
+                "posterior_mean": (alpha / (alpha + beta)).tolist(),
+                "settled": float(probability_settled(alpha, beta)),
+                "floor": floor,
+                "burning_in": [arm for arm, n in zip(arms, n_effective, strict=True) if n < self.minimum_per_arm],
+            },
+            by_segment=by_segment,
+        )
+
+    def _answered(self, table: ArmStatistics | SegmentStatistics) -> FloatArray:
+        return np.asarray(table.successes * self.weights(table.age_hours), dtype=np.float64)
+
+    def _by_segment(
+        self, statistics: SegmentStatistics, pooled: FloatArray, n_effective: FloatArray, previous: Allocation | None
+    ) -> Mapping[str, FloatArray]:
+        arms = statistics.arms
+        answered = self._answered(statistics)
+        exposure = self.exposure(statistics.trials, statistics.age_hours)
+        alpha, beta = segment_posterior(
+            exposure, answered, prior=self.prior, temper=self.temper, wave_concentration=self.wave_concentration
+        )
+        floor = np.broadcast_to(np.asarray(self.floor_in_force(alpha, beta)), (len(alpha), 1))
+        successes = answered.sum(axis=(-1, -2))
+        target = self.spread(
+            self.preferred(alpha, beta), np.broadcast_to(n_effective, alpha.shape), successes, np.array(floor)
+        )
+        own = successes >= self.minimum_successes * len(arms)
+        own &= exposure.sum(axis=(-1, -2)) > 0
+        return {
+            name: self.limited(arms, target[g], previous_pmf(previous, arms, name), float(floor[g, 0]))
+            if own[g]
+            else pooled
+            for g, name in enumerate(statistics.segments)
+        }
+
+    def reason(self, statistics: ArmStatistics) -> str:
+        """Whether the evidence suffices, with the counts."""
+        needed, seen = self.minimum_successes * len(statistics.arms), float(self._answered(statistics).sum())
+        if seen < needed:
+            return f"uniform: {int(seen)} successes so far, {needed:g} needed"
+        return f"{self.name}: {int(statistics.successes.sum())} successes in {int(statistics.trials.sum())} trials"
+
+
+@dataclass(frozen=True)
+class BetaBernoulliThompson(BetaLearner):
     """Thompson sampling on success rates: each arm gets its probability of being best, with a floor.
 
     Differs from the textbook in five ways, each because mail needs it. A mail without an answer counts as a trial
@@ -229,21 +262,18 @@ class BetaBernoulliThompson(CountPolicy):
     ----------
     floor : float, optional
         Least probability of an arm; by default .05 up to four arms, above that .20 shared by all.
-    temper : float, in (0, 1]
-        Power of the likelihood.
-    minimum_successes : float
-        Successes per arm, on average, from which on the split may leave the uniform one.
-    prior_successes : float, above 0
-        Weight of the prior, in successes, at the mean rate of all arms.
-    wave_concentration : float, above 0
-        See ``fit_waves``; 10 allows base rates to differ by a third between waves.
-    delay : DelayCdf
+    decided_floor : float, optional
+        Floor once the experiment is decided: with 95 % probability no arm is better than the best by more than 1 %
+        (``probability_settled``).
+
+    Other parameters are those of ``BetaLearner`` and ``Learner``.
 
     References
     ----------
     Thompson (1933), "On the likelihood that one unknown probability exceeds another". Chapelle, Li (2011), "An
     empirical evaluation of Thompson sampling". Walker, Hjort (2001), "On Bayesian consistency" (fractional
-    likelihood). Vernade, Cappé, Perchet (2017), "Stochastic bandit models for delayed conversions".
+    likelihood). Vernade, Cappé, Perchet (2017), "Stochastic bandit models for delayed conversions". Russac, Vernade,
+    Cappé (2019), "Weighted linear bandits for non-stationary environments" (discount).
 
     Examples
     --------
@@ -253,65 +283,34 @@ class BetaBernoulliThompson(CountPolicy):
     """
 
     floor: float | None = None
-    temper: float = 0.5
-    minimum_successes: float = 20.0
-    prior_successes: float = 1.0
-    wave_concentration: float = 10.0
-    delay: DelayCdf = field(default_factory=DelayCdf)
+    decided_floor: float | None = None
     name: ClassVar[str] = "thompson"
 
     def __post_init__(self) -> None:
-        if isinstance(self.delay, dict):
-            object.__setattr__(self, "delay", DelayCdf(**self.delay))
-        if self.floor is not None and not 0 <= self.floor <= 0.5:
-            raise ValueError(f"floor {self.floor} does not fit two arms; choose one between 0 and 0.5")
-        if not 0 < self.temper <= 1:
-            raise ValueError(f"temper {self.temper} is not in (0, 1]; 1 is the plain posterior, 0.5 the default")
-        for name in ("prior_successes", "wave_concentration"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name} {getattr(self, name)} must be above 0 and finite")
-        if not 0 <= self.minimum_successes < np.inf:
-            raise ValueError(f"minimum_successes {self.minimum_successes} must be 0 or more and finite")
+        super().__post_init__()
+        for name in ("floor", "decided_floor"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 0.5:
+                raise ValueError(f"{name} {value} does not fit two arms; choose one between 0 and 0.5")
 
     def floor_of(self, n_arms: int) -> float:
-        """The floor of ``n_arms`` arms."""
+        """Least probability of an arm of ``n_arms``, decided or not."""
+        floor = self._learning_floor(n_arms)
+        return floor if self.decided_floor is None else min(floor, self.decided_floor)
+
+    def _learning_floor(self, n_arms: int) -> float:
         if self.floor is not None:
             return self.floor
         return 0.05 if n_arms <= 4 else 0.20 / n_arms
 
-    def shares(self, arms: tuple[str, ...], trials: IntArray, successes: IntArray, age_hours: FloatArray) -> FloatArray:
-        """Probabilities of being best under the tempered posterior, floor mixed in."""
-        n_arms = len(arms)
-        posterior = self.posterior(trials, successes, age_hours)
-        best = probability_best(*posterior)
-        enough = successes.sum(axis=(-1, -2)) >= self.minimum_successes * n_arms
-        return mix_floor(np.where(enough[..., None], best, 1.0 / n_arms), self.floor_of(n_arms))
+    def floor_in_force(self, alpha: FloatArray, beta: FloatArray) -> float | FloatArray:
+        """The floor, or the lower one where the experiment is decided."""
+        floor = self._learning_floor(alpha.shape[-1])
+        if self.decided_floor is None:
+            return floor
+        settled = probability_settled(alpha, beta) >= DECIDED_PROBABILITY
+        return np.where(settled[..., None], min(floor, self.decided_floor), floor)
 
-    def posterior(self, trials: IntArray, successes: IntArray, age_hours: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Parameters (alpha, beta) of each arm's tempered posterior, shape (..., n_arms) each."""
-        fit = fit_waves(trials * self.delay(age_hours), successes, self.wave_concentration)
-        weight = self.temper * fit.information
-        by_arm = successes.sum(axis=-1)
-        rate = np.clip(fit.mean_rate, 1e-6, 0.5)[..., None]
-        alpha = self.prior_successes + weight * by_arm
-        beta = self.prior_successes * (1 / rate - 1) + weight * np.maximum(fit.effective_trials - by_arm, 0.0)
-        return alpha, beta
-
-    def reason(self, statistics: ArmStatistics) -> str:
-        """Whether the evidence suffices, with the counts."""
-        needed, seen = self.minimum_successes * len(statistics.arms), int(statistics.successes.sum())
-        if seen < needed:
-            return f"uniform: {seen} successes so far, {needed:g} needed"
-        return f"thompson: {seen} successes in {int(statistics.trials.sum())} trials"
-
-    def parameters(self) -> dict[str, Any]:
-        """Every parameter as JSON values."""
-        return {
-            "policy": self.name,
-            "floor": self.floor,
-            "temper": self.temper,
-            "minimum_successes": self.minimum_successes,
-            "prior_successes": self.prior_successes,
-            "wave_concentration": self.wave_concentration,
-            "delay": self.delay.parameters(),
-        }
+    def preferred(self, alpha: FloatArray, beta: FloatArray) -> FloatArray:
+        """Probability of being best."""
+        return probability_best(alpha, beta)

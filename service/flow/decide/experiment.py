@@ -13,6 +13,7 @@ from service.tables import ExperimentRow
 from training.policies import policy_from_parameters
 from training.policies.base import Policy
 from training.policies.fixed import Uniform
+from training.policies.gaussian import GaussianThompson
 
 KINDS = ("subject", "cta", "block", "layout")
 REWARDS = ("click", "open", "conversion", "revenue")
@@ -24,8 +25,8 @@ TAKES: dict[str, tuple[str, ...]] = {
     "thompson": ("floor", "half_life_days", "maximum_change", "minimum_per_arm"),
     "uniform": (),
     "fixed": (),
-    "epsilon_greedy": ("floor", "half_life_days"),
-    "gaussian": ("floor", "half_life_days"),
+    "epsilon_greedy": ("half_life_days", "maximum_change", "minimum_per_arm"),
+    "gaussian": ("floor", "half_life_days", "maximum_change", "minimum_per_arm"),
     "linear": ("floor", "half_life_days"),
 }
 #: Values of a trait that make segments, and features of a context, at most.
@@ -147,7 +148,9 @@ def _parameters(name: str, settings: Mapping[str, Any], arms: Sequence[str]) -> 
     given = {one: settings[one] for one in TAKES[name] if settings.get(one) is not None}
     if name == "fixed":
         given["weights"] = dict.fromkeys(arms, 0.0) | dict(settings.get("weights") or {})
-    return {"policy": name, **given}
+    if name == "epsilon_greedy":  # the floor of each arm, as it promises it
+        given["epsilon"] = min(1.0, settings["floor"] * max(len(arms), 2))
+    return {"policy": GaussianThompson.name if name == "gaussian" else name, **given}
 
 
 def check_experiment(new: NewExperiment) -> None:

@@ -175,10 +175,10 @@ def statistics_of(snapshot: SnapshotRow) -> Statistics:
     if "segments" in kept:
         names = tuple(kept["segments"])
         shape = (len(names), len(arms), -1) if names else (0, len(arms), 0)
-        trials, successes, age_hours = (
-            np.array(kept[name], dtype=_dtype(name)).reshape(shape) for name in _KEPT[SegmentStatistics]
-        )
-        return SegmentStatistics(names, arms, trials, successes, age_hours)
+        cells: dict[str, Any] = {
+            name: np.array(kept[name], dtype=_dtype(name)).reshape(shape) for name in _KEPT[SegmentStatistics]
+        }
+        return SegmentStatistics(segments=names, arms=arms, **cells)
     tables: dict[str, Any] = {name: _table(kept, name, len(arms)) for name in ("trials", "age_hours")}
     if "successes" in kept:
         return ArmStatistics(arms=arms, successes=_table(kept, "successes", len(arms)), **tables)

@@ -41,7 +41,7 @@ def evidence(session: Session, experiment: ExperimentRow, *, now: datetime, poli
     table = _Table(session, experiment.experiment_id, in_play, now)
     if policy.learns_from is ValueStatistics:
         return table.values()
-    if policy.context == "segment" and (experiment.settings or {}).get("segment_by"):
+    if policy.context == "segment" and table.names and (experiment.settings or {}).get("segment_by"):
         return table.segments()
     return table.counts()
 

@@ -7,7 +7,8 @@ import pytest
 from river import bandit, proba
 
 from training.policies import ArmStatistics, BetaBernoulliThompson, DelayCdf, choose
-from training.policies.thompson import fit_waves, probability_best
+from training.policies.thompson import probability_best, probability_settled
+from training.policies.waves import design_effect, fit_waves
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,85 @@ def test_probability_best_agrees_with_a_million_posterior_draws(alpha: list[floa
     counts = np.bincount(winners, minlength=len(alpha))
     z = (counts - n * q) / np.sqrt(np.maximum(n * q * (1 - q), 1.0))
     assert np.abs(z).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [([900.0, 850.0, 20.0], [3600.0, 3600.0, 90.0]), ([5000.0, 4200.0], [20_000.0, 20_000.0])]
+)
+def test_probability_settled_agrees_with_a_million_posterior_draws(alpha: list[float], beta: list[float]) -> None:
+    n, rng = 1_000_000, np.random.default_rng(1)
+    draws = rng.beta(np.array(alpha), np.array(beta), (n, len(alpha)))
+    leader = int(np.argmax(np.array(alpha) / (np.array(alpha) + np.array(beta))))
+    remaining = draws.max(axis=1) / draws[:, leader] - 1
+    p = float(probability_settled(np.array(alpha), np.array(beta)))
+    assert abs((remaining <= 0.01).sum() - n * p) < 4 * np.sqrt(n * p * (1 - p) + 1)
+
+
+def test_the_floor_drops_once_little_value_remains() -> None:
+    policy = BetaBernoulliThompson(decided_floor=0.01)
+
+    def after(n: int) -> np.ndarray:
+        return policy.pmf(ArmStatistics(("a", "b"), [[n], [n]], [[n // 5], [n // 4]], [[99.0], [99.0]]))
+
+    assert after(500).min() >= 0.05
+    assert after(20_000).min() == pytest.approx(0.01, abs=1e-6)
+    assert policy.floor_of(2) == 0.01
+    details = policy.allocate(ArmStatistics.empty(("a", "b"))).details
+    assert details["floor"] == 0.05
+
+
+def test_half_life_weighs_a_wave_of_that_age_half() -> None:
+    policy = BetaBernoulliThompson(half_life_days=2.0, delay=DelayCdf(median_hours=1e-9))
+    np.testing.assert_allclose(
+        policy.exposure(np.array([100, 100, 100]), np.array([0.01, 48.0, 96.0])), [100, 50, 25], rtol=1e-3
+    )
+
+
+def test_a_short_memory_follows_a_change_that_a_long_one_misses() -> None:
+    """Two months in which the first arm won, then a week in which the second does."""
+    age = np.array([[24.0 * d for d in range(67, 0, -1)]] * 2)
+    trials = np.full(age.shape, 400)
+    rate = np.where(np.arange(67) < 60, [[0.24], [0.20]], [[0.20], [0.24]])
+    seen = ArmStatistics(("a", "b"), trials, (trials * rate).astype(int), age)
+    assert BetaBernoulliThompson().pmf(seen)[0] > 0.9
+    assert BetaBernoulliThompson(half_life_days=4.0).pmf(seen)[1] > 0.75
+
+
+def test_a_pooled_prior_shrinks_what_few_clicks_say() -> None:
+    """Ten clicks against twenty of 1,000: by past headlines such a gap is mostly luck."""
+    seen = ArmStatistics(("a", "b"), [[1000], [1000]], [[10], [20]], [[99.0], [99.0]])
+    flat = BetaBernoulliThompson(minimum_successes=0, floor=0.0, temper=1.0)
+    pooled = BetaBernoulliThompson(minimum_successes=0, floor=0.0, temper=1.0, prior_concentration=2205.0)
+    assert flat.pmf(seen)[1] > 0.96
+    assert 0.7 < pooled.pmf(seen)[1] < 0.9
+    alpha, beta = pooled.posterior(seen.trials, seen.successes, seen.age_hours)
+    np.testing.assert_allclose(alpha + beta, 2205 + 1000, rtol=1e-3)
+    named = BetaBernoulliThompson(prior_rate=0.02, prior_concentration=2205.0, minimum_successes=0)
+    alpha, beta = named.posterior(seen.trials * 0, seen.successes * 0, seen.age_hours)
+    np.testing.assert_allclose(alpha, 0.02 * 2205)
+    np.testing.assert_allclose(alpha + beta, 2205)
+
+
+def test_a_design_effect_of_two_is_half_the_evidence() -> None:
+    once = ArmStatistics(("a", "b"), [[500], [500]], [[100], [130]], [[99.0], [99.0]])
+    twice = ArmStatistics(("a", "b"), [[1000], [1000]], [[200], [260]], [[99.0], [99.0]])
+    np.testing.assert_allclose(BetaBernoulliThompson(design_effect=2.0).pmf(twice), BetaBernoulliThompson().pmf(once))
+
+
+def test_the_design_effect_is_that_of_the_count_it_is_for() -> None:
+    """Contacts of unlike rates with one to twenty mails: variance of the total over that of independent mails."""
+    rng = np.random.default_rng(3)
+    n = rng.integers(1, 21, 3000)
+    totals, measured = [], []
+    for _ in range(400):
+        s = rng.binomial(n, rng.beta(0.8, 3.2, len(n)))
+        totals.append(s.sum())
+        measured.append(design_effect(n, s))
+    assert np.mean(measured) == pytest.approx(np.var(totals) / (n.sum() * 0.2 * 0.8), rel=0.2)
+    independent = [design_effect(n, rng.binomial(n, 0.2)) for _ in range(50)]
+    assert np.mean(independent) < 1.1
+    with pytest.raises(ValueError, match="29 contacts are too few"):
+        design_effect(n[:29], n[:29] * 0)
 
 
 def test_probability_best_is_exact_where_a_closed_form_exists() -> None:
@@ -107,7 +187,9 @@ def test_the_default_floor_gives_exploration_at_most_a_fifth() -> None:
     "parameters",
     [
         {"floor": 0.6}, {"floor": -0.1}, {"temper": 0.0}, {"temper": 1.5}, {"prior_successes": 0.0},
-        {"wave_concentration": np.inf}, {"minimum_successes": -1.0},
+        {"wave_concentration": np.inf}, {"minimum_successes": -1.0}, {"half_life_days": 0.0}, {"minimum_per_arm": -2.0},
+        {"maximum_change": 0.0}, {"design_effect": 0.5}, {"decided_floor": 0.7}, {"prior_concentration": 0.0},
+        {"prior_rate": 1.5, "prior_concentration": 10.0}, {"prior_rate": 0.02},
     ],
 )  # fmt: skip
 def test_parameters_out_of_range_are_refused(parameters: dict) -> None:
