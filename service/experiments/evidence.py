@@ -171,12 +171,10 @@ def read_holdout(session: Session, experiment: ExperimentRow, *, now: datetime) 
     held = DecisionRow.is_holdout if by_person else func.coalesce(SendRow.state, "") == "held_out"
     states = ("accepted",) if by_person else ("accepted", "held_out")
     draw = null() if by_person else SendRow.campaign_id
+    side = case((held, 0), else_=1)
     units = (
-        select(
-            cast(draw, Text).label("draw"),
-            case((held, 0), else_=1).label("side"),
-            func.sum(_reward(experiment)).label("r"),
-        )
+        select(cast(draw, Text).label("draw"), side.label("side"), func.sum(_reward(experiment)).label("r"))
+        .select_from(DecisionRow)
         .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
         .outerjoin(RewardRow, _is_reward(experiment))
         .where(
@@ -184,7 +182,7 @@ def read_holdout(session: Session, experiment: ExperimentRow, *, now: datetime) 
             or_(DecisionRow.send_id.is_(None), SendRow.state.in_(states)),
             _shown_at() <= now - _window(experiment),
         )
-        .group_by(*(() if by_person else (draw,)), case((held, 0), else_=1), DecisionRow.contact_key)
+        .group_by(*(() if by_person else (draw,)), side, DecisionRow.contact_key)
         .subquery()
     )
     r = units.c.r

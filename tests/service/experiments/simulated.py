@@ -95,5 +95,6 @@ def _reward(row: DecisionRow, kind: str, value: float, at: datetime) -> NewEvent
         message_id=f"kairos/reward/{row.decision_id}/{kind}",
         identity=f"contact:{row.contact_key}",
         ref=row.decision_id,
+        value_minor=round(100 * value) if kind == "revenue" else None,
         properties={"kind": kind, "value": value},
     )
