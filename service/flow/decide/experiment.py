@@ -183,9 +183,9 @@ def check_experiment(new: NewExperiment) -> None:
     unknown = sorted(set(new.guardrails) - {"unsubscribes", "complaints"})
     if unknown:
         raise Invalid(f"guardrail {unknown[0]!r} is not known; write unsubscribes or complaints")
-    _check_policy(new, ids)
     _check_segments(new)
     _check_context(new)
+    _check_policy(new, ids)
 
 
 def _check_arms(new: NewExperiment, ids: Sequence[str]) -> None:
@@ -253,7 +253,7 @@ def _check_context(new: NewExperiment) -> None:
         return
     names = new.context.get("features")
     if set(new.context) != {"features"} or not isinstance(names, Sequence) or isinstance(names, str):
-        raise Invalid('context is not understood; write {"features": ["orders_ever", "order_recency_ever"]}')
+        raise Invalid('context is not understood; write {"features": ["orders_ever", "revenue_ever"]}')
     if not 1 <= len(names) <= MOST_FEATURES or len(set(names)) < len(names):
         raise Invalid(f"context has {len(names)} features; give 1 to {MOST_FEATURES} different ones")
     unknown = [name for name in names if name not in DEFAULT_VIEWS.names]

@@ -203,7 +203,7 @@ def seeing(session, keys, now, **changes) -> str:
 
 
 def test_a_linear_policy_sees_the_contact_and_every_decision_replays(any_database, add_contacts, now):
-    """Arms follow the vectors, each decision keeps what was seen, and one contact alone gets what it gets in a batch."""
+    """Arms follow the vectors, each decision keeps what was seen, one contact alone gets what it gets in a batch."""
     with any_database.writing() as session:
         keys = add_contacts(session, 600)
         experiment_id = seeing(session, keys, now)
@@ -311,17 +311,17 @@ def test_two_mails_of_one_wave_get_one_sticky_arm(database, add_contacts, now):
 
 
 def test_two_names_of_one_person_share_arm_and_holdout(database, add_contacts, now):
-    """Who was anonymous and then said who it is stays one person to sticky arms and holdouts."""
+    """Whoever tells a second name stays one person to sticky arms and holdouts, under whichever of the two."""
     with database.writing() as session:
         experiment_id = open_experiment(session, new_experiment(sticky=True, holdout_share=0.5), now=now)
-        before = resolve(session, [f"anonymous:a{i}" for i in range(40)], now=now)
-        first = decide_for(session, experiment_id, list(before.values()), "one", now=now)
         told = [
             {"type": "identify", "userId": f"p{i}", "anonymousId": f"a{i}", "messageId": f"m{i}"} for i in range(40)
         ]
         ingest(session, told, source="segment", now=now)
-        after = resolve(session, [f"anonymous:a{i}" for i in range(40)], now=now)
-        again = decide_for(session, experiment_id, list(after.values()), "two", now=now + timedelta(hours=1))
+        keys = [resolve(session, [f"{name}{i}" for i in range(40)], now=now) for name in ("user:p", "anonymous:a")]
+        named, unnamed = ([found[name] for name in sorted(found)] for found in keys)
+        first = decide_for(session, experiment_id, named, "one", now=now)
+        again = decide_for(session, experiment_id, unnamed, "two", now=now + timedelta(hours=1))
 
         assert again.arm_id == first.arm_id
         assert again.is_holdout == first.is_holdout
