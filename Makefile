@@ -51,8 +51,9 @@ feast: setup  ## An environment for Feast, the rival that `bench online` measure
 	test -x .venv-feast/bin/python || $(PYTHON) -m venv .venv-feast
 	.venv-feast/bin/python -m pip install -q --disable-pip-version-check "feast==0.67.*"
 
-simulate: setup  ## Long learning proofs: policies in worlds whose truth is known
+simulate: setup  ## Long learning proofs: policies and reports in worlds whose truth is known
 	$(BIN)/kairos simulate responses --seeds 100 --runs 200
+	$(BIN)/kairos simulate reports --runs 1000
 
 lock: setup  ## Pin again what pyproject.toml asks for
 	uv pip compile pyproject.toml --extra dev --extra postgres --universal --python-version 3.11 --generate-hashes --no-emit-index-url -q -o requirements.lock

@@ -1046,6 +1046,27 @@ def simulate_responses_command(
         raise typer.Exit(1)
 
 
+@simulate.command("reports")
+def simulate_reports_command(
+    runs: Annotated[int, typer.Option(min=2, help="Runs of each world.")] = 1000,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 11,
+    as_json: Json = False,
+) -> None:
+    """Reports and guardrails against the truth: errors at any look, power, coverage; fails outside its bounds.
+
+    Example: kairos simulate reports --runs 100
+    """
+    from training.inference_worlds import broken_bounds, reports_report
+
+    report = reports_report(runs, seed=seed)
+    _answer(report, as_json, _outline)
+    broken = broken_bounds(report)
+    for line in broken:
+        _note(f"kairos: {line}")
+    if broken:
+        raise typer.Exit(1)
+
+
 # ----------------------------------------------------------------------------------------------------- operations
 
 

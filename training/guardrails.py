@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from training.inference import tilt_log_ratios
 from training.policies.statistics import FloatArray
+from training.sample_ratio import tilt_log_ratios
 
 #: An arm is paused once its e-value reaches 1 / ALPHA: so rarely is an arm paused that is no worse than the others.
 ALPHA = 0.01

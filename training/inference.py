@@ -15,207 +15,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from training.policies.statistics import FloatArray, IntArray
-from training.policies.thompson import BetaBernoulliThompson
+from training.batches import Batches
+from training.policies.statistics import FloatArray
 
 #: An arm needs this many successes before its interval is told: below, the normal approximation fails at rare rewards.
 NEEDED_SUCCESSES = 30.0
 #: A figure is refused below this effective sample size, or where an arm had less than the least propensity.
 NEEDED_SAMPLE = 100.0
 LEAST_PROPENSITY = 0.005
-#: Trials that the pooled mean counts for beside an arm's own past.
-SHRINKAGE_TRIALS = 200.0
-#: More than this much doubt about the sample ratio is an alarm: it asks for a look at the draw, not at the arms.
-SAMPLE_RATIO_ALPHA = 0.001
-#: Stop when what another arm could still add is below this share of the leader's rate, with 95 % probability.
-STOP_BELOW = 0.01
+
+#: Precision that a learning allocation gathers, as a share of an even split's: what the sequences are tuned for.
+LEARNING_PRECISION = 0.4
 
 #: ``equal``: a batch counts by its units; ``precision``: by its comparison's precision, had all arms one variance.
 Weights = Literal["precision", "equal"]
-
-
-# ------------------------------------------------------------------------------------------------------------- input
-
-
-@dataclass(frozen=True)
-class InverseSums:
-    """Sums over each arm's units of powers of 1 / propensity, where propensities differ within a batch.
-
-    Attributes
-    ----------
-    weights, sums, squares : ndarray of float64, shape (..., n_batches, n_arms)
-        Sums of ``1 / p``, ``y / p`` and ``y**2 / p``, with y the unit's reward and p the logged propensity of its arm.
-    squared_weights, squared_sums, squared_squares : ndarray of float64, same shape
-        The same with ``1 / p**2``.
-    """
-
-    weights: FloatArray
-    sums: FloatArray
-    squares: FloatArray
-    squared_weights: FloatArray
-    squared_sums: FloatArray
-    squared_squares: FloatArray
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Matured decisions as sums, batch by batch in the order drawn; leading axes are runs of a simulation.
-
-    A unit is what was drawn: a decision, or a contact where it keeps its arm. Its reward is all that it brought, so
-    for contacts ``sums`` and ``squares`` are of contacts' totals.
-
-    Parameters
-    ----------
-    arms : tuple of str, length n_arms
-    pmf : ndarray of float64, shape (..., n_batches, n_arms)
-        Probabilities that the batch was drawn from; 0 for an arm that was not open to it. Where propensities differ
-        within batches (policies that see vectors), their mean.
-    trials : ndarray of int64, same shape
-    sums, squares : ndarray of float64, same shape
-        Of the units' rewards, and of their squares.
-    model : ndarray of float64, same shape
-        Mean reward of each arm as foreseen from data before the batch, never from the batch itself.
-    variance : ndarray of float64, same shape
-        Variance of a unit's reward, foreseen likewise.
-    inverse : InverseSums, optional
-        Where propensities differ within batches.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, arms repeat, a number is impossible, or an arm without probability has trials.
-    """
-
-    arms: tuple[str, ...]
-    pmf: FloatArray
-    trials: IntArray
-    sums: FloatArray
-    squares: FloatArray
-    model: FloatArray
-    variance: FloatArray
-    inverse: InverseSums | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", tuple(self.arms))
-        if len(self.arms) < 2 or len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"arms {self.arms} make no comparison; give at least two different ones")
-        object.__setattr__(self, "trials", np.asarray(self.trials, dtype=np.int64))
-        for name in ("pmf", "sums", "squares", "model", "variance"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-        for name in ("pmf", "trials", "sums", "squares", "model", "variance"):
-            values = getattr(self, name)
-            if values.shape != self.trials.shape or values.ndim < 2 or values.shape[-1] != len(self.arms):
-                raise ValueError(
-                    f"{name} has shape {values.shape}, trials {self.trials.shape}; all must be (..., n_batches, "
-                    f"{len(self.arms)}), one number an arm"
-                )
-            if not np.all(np.isfinite(values)):
-                raise ValueError(f"{name} holds a number that is not finite; leave out rewards that are unknown")
-        if np.any(self.trials < 0) or np.any(self.squares < 0) or np.any(self.variance < 0):
-            raise ValueError("trials, squares and variance cannot be negative; check how they were summed")
-        if np.any(self.pmf < 0) or np.any(np.abs(self.pmf.sum(axis=-1) - 1.0) > 1e-6):
-            raise ValueError("a batch's pmf needs no negative number and the sum 1; give the pmf that was drawn from")
-        if np.any((self.pmf == 0) & (self.trials > 0)):
-            raise ValueError("an arm with probability 0 has trials; give the pmf with paused arms masked as drawn")
-
-    @classmethod
-    def of(
-        cls,
-        arms: Sequence[str],
-        pmf: ArrayLike,
-        trials: ArrayLike,
-        sums: ArrayLike,
-        squares: ArrayLike | None = None,
-        *,
-        waves: ArrayLike | None = None,
-        prior_mean: float = 0.0,
-        inverse: InverseSums | None = None,
-    ) -> Batches:
-        """Batches with means and variances foreseen from the batches before.
-
-        Parameters
-        ----------
-        squares : array-like, optional
-            By default ``sums``: rewards of 0 or 1.
-        waves : array-like of int, shape (n_batches,), optional
-            See ``predictable_means``.
-        prior_mean : float
-            Mean reward foreseen before the first batch, such as the installation's base rate: it makes the first
-            batch's scores less noisy and can be anything that was known before.
-        """
-        count, total = np.asarray(trials, dtype=np.int64), np.asarray(sums, dtype=np.float64)
-        square = total if squares is None else np.asarray(squares, dtype=np.float64)
-        model = predictable_means(count, total, waves, prior_mean)
-        # Of a reward of 0 or 1 the second moment is the mean; of others nothing is known before the first batch.
-        second = predictable_means(count, square, waves, prior_mean if np.array_equal(total, square) else 0.0)
-        variance = np.maximum(second - model**2, 0.0)
-        return cls(
-            tuple(arms), np.asarray(pmf, dtype=np.float64), count, total, square, model, variance, inverse=inverse
-        )
-
-    def index(self, arm: str) -> int:
-        """Position of ``arm``."""
-        if arm not in self.arms:
-            raise ValueError(f"arm {arm!r} is not among {', '.join(self.arms)}")
-        return self.arms.index(arm)
-
-    @property
-    def n_units(self) -> IntArray:
-        """Units of each batch, shape (..., n_batches)."""
-        return np.asarray(self.trials.sum(axis=-1), dtype=np.int64)
-
-
-def predictable_means(
-    trials: ArrayLike, sums: ArrayLike, waves: ArrayLike | None = None, prior_mean: float = 0.0
-) -> FloatArray:
-    """Mean reward of each arm in each batch as the batches before foresee it, shrunk to the mean of all arms.
-
-    With ``m`` the mean of all arms so far: ``(sums_k + 200 m) / (trials_k + 200)``. The batch's own rewards never
-    enter: a model that has seen them is no martingale's, and no interval built on it holds.
-
-    Parameters
-    ----------
-    trials, sums : array-like, shape (..., n_batches, n_arms)
-    waves : array-like of int, shape (n_batches,), optional
-        Batches of one wave share its base rate: earlier batches of the same wave move the foreseen level, shrunk
-        likewise.
-    prior_mean : float
-        Before the first trial.
-
-    Returns
-    -------
-    ndarray of float64, shape (..., n_batches, n_arms)
-
-    Examples
-    --------
-    >>> predictable_means([[100, 100], [50, 50]], [[10, 30], [5, 5]]).round(4).tolist()
-    [[0.0, 0.0], [0.1667, 0.2333]]
-    """
-    count, total = np.asarray(trials, dtype=np.float64), np.asarray(sums, dtype=np.float64)
-    seen, earned = _before(count), _before(total)
-    all_seen, all_earned = seen.sum(axis=-1, keepdims=True), earned.sum(axis=-1, keepdims=True)
-    pooled = np.where(all_seen > 0, all_earned / np.maximum(all_seen, 1.0), prior_mean)
-    means = np.asarray((earned + SHRINKAGE_TRIALS * pooled) / (seen + SHRINKAGE_TRIALS), dtype=np.float64)
-    if waves is None:
-        return means
-    wave_of = np.asarray(waves)
-    if wave_of.shape != count.shape[-2:-1]:
-        raise ValueError(f"{wave_of.shape} waves for {count.shape[-2]} batches; give one a batch")
-    foreseen, came = (count * means).sum(axis=-1), total.sum(axis=-1)
-    prior = SHRINKAGE_TRIALS * pooled[..., 0]
-    for wave in np.unique(wave_of):
-        of_wave = np.flatnonzero(wave_of == wave)
-        expected = _before(foreseen[..., of_wave, None])[..., 0] + prior[..., of_wave]
-        level = (_before(came[..., of_wave, None])[..., 0] + prior[..., of_wave]) / np.where(
-            expected > 0, expected, 1.0
-        )
-        means[..., of_wave, :] *= np.where(expected > 0, level, 1.0)[..., None]
-    return means
-
-
-def _before(values: FloatArray) -> FloatArray:
-    """Sum over the batches before each, along the last axis but one."""
-    return np.cumsum(values, axis=-2) - values
 
 
 # ----------------------------------------------------------------------------------------------- confidence sequences
@@ -294,6 +107,8 @@ class ConfidenceSequence:
     upper: FloatArray
     units: FloatArray
     successes: FloatArray
+    #: Standard error of the estimate, for a single look.
+    error: FloatArray
     sides: tuple[str, ...]
     alpha: float
     needed: float = NEEDED_SUCCESSES
@@ -386,7 +201,7 @@ def arm_mean(
     pmf = batches.pmf[..., k]
     weight = _weights(batches, weights, pmf, pmf > 0)
     n_arms = len(batches.arms)
-    per_unit = plan.variance * (1 / n_arms if weights == "precision" else n_arms)
+    per_unit = plan.variance * (LEARNING_PRECISION / n_arms if weights == "precision" else n_arms)
     return _linear(batches, coefficients, weight, plan.units * per_unit, alpha, [k])
 
 
@@ -420,12 +235,12 @@ def difference(
 
 
 def _pair_weights(batches: Batches, k: int, c: int, plan: Plan, weights: Weights) -> tuple[FloatArray, float]:
-    """Weights of a comparison, and the variance sum that its plan expects under an even split."""
+    """Weights of a comparison, and the variance sum that its plan expects."""
     p_arm, p_control = batches.pmf[..., k], batches.pmf[..., c]
     both = (p_arm > 0) & (p_control > 0)
     overlap = p_arm * p_control / np.where(both, p_arm + p_control, 1.0)
     n_arms = len(batches.arms)
-    per_unit = plan.variance * (1 / (2 * n_arms) if weights == "precision" else 2 * n_arms)
+    per_unit = plan.variance * (LEARNING_PRECISION / (2 * n_arms) if weights == "precision" else 2 * n_arms)
     return _weights(batches, weights, overlap, both), plan.units * per_unit
 
 
@@ -511,7 +326,8 @@ def _sequence(
         + estimate**2 * np.cumsum(squared * batches.n_units, axis=-1),
         np.cumsum(squared * foreseen, axis=-1),
     )
-    half = boundary(np.maximum(variance, 0.0), mixture_rho(expected, alpha), alpha) / total
+    variance = np.maximum(variance, 0.0)
+    half = boundary(variance, mixture_rho(expected, alpha), alpha) / total
     counted = weight > 0
     successes = _effective_successes(batches, counted)[..., list(sides)].min(axis=-1)
     is_told = has & (successes >= NEEDED_SUCCESSES)
@@ -521,6 +337,7 @@ def _sequence(
         upper=np.where(is_told, estimate + half, np.inf),
         units=np.cumsum(np.where(counted, batches.n_units, 0), axis=-1).astype(np.float64),
         successes=successes,
+        error=np.sqrt(variance) / total,
         sides=tuple(batches.arms[side] for side in sides),
         alpha=alpha,
     )
@@ -595,8 +412,13 @@ def _verdict(arm: str, control: str, interval: Interval, lift: Interval, is_refu
 
 def _span(low: float, high: float | None) -> str:
     if high is None:
-        return f"at least {low:.0%}"
-    return f"{low * 100:.0f} to {high * 100:.0f} %" if round(high * 100) > round(low * 100) else f"{high * 100:.1f} %"
+        return f"at least {_percent(low)}"
+    same = _percent(low) == _percent(high)
+    return f"{100 * low:.1f} to {100 * high:.1f} %" if same else f"{100 * low:.0f} to {_percent(high)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def relative_lift(batches: Batches, arm: str, control: str, plan: Plan, *, alpha: float = 0.05) -> Interval:
@@ -673,7 +495,7 @@ def against_uniform(batches: Batches, plan: Plan, *, alpha: float = 0.05) -> Con
         weight=np.ones(batches.pmf.shape[:-1]),
         expected=plan.units * plan.variance,
         alpha=alpha,
-        sides=np.flatnonzero(is_open.reshape(-1, len(batches.arms)).any(axis=0)).tolist(),
+        sides=[k for k in range(len(batches.arms)) if is_open[..., k].any()] or [0],
     )
 
 
@@ -704,7 +526,9 @@ def against_holdout(
     count = np.asarray(trials, dtype=np.int64)
     pmf = np.broadcast_to([share, 1 - share], count.shape)
     batches = Batches.of(("held_out", "mailed"), pmf, count, sums, squares, waves=waves)
-    return difference(batches, "mailed", "held_out", plan, alpha=alpha)
+    weight = np.full(count.shape[:-1], share * (1 - share))
+    expected = plan.units * plan.variance * share * (1 - share)
+    return _linear(batches, np.array([-1.0, 1.0]), weight, expected, alpha, [0, 1])
 
 
 # ------------------------------------------------------------------------------------- what the figures rest on
@@ -746,250 +570,6 @@ def overlap(batches: Batches) -> tuple[Overlap, ...]:
             why = f"too early: effective sample of {arm} is {effective:.0f}, {NEEDED_SAMPLE:.0f} needed"
         made.append(Overlap(arm, effective, float(w[n > 0].max()) if (n > 0).any() else 0.0, least, why))
     return tuple(made)
-
-
-def tilt_log_ratios(counts: ArrayLike, totals: ArrayLike, shares: ArrayLike, null: float, ratio: float) -> FloatArray:
-    """Log likelihood ratio of ``ratio`` against ``null`` for each arm's share of events, summed over batches so far.
-
-    An event falls on an arm with probability ``p r / (1 + p (r - 1))`` when the arm's share is p and its rate r times
-    that of the others. The ratio's expectation is one under ``null``, whatever the shares are and however they were
-    chosen from the past; below ``null`` it is less when ``ratio`` lies above.
-
-    Parameters
-    ----------
-    counts, shares : array-like, shape (..., n_batches, n_arms)
-    totals : array-like, shape (..., n_batches, 1) or as counts
-
-    Returns
-    -------
-    ndarray of float64, shape (..., n_batches, n_arms)
-    """
-    n, m, p = np.asarray(counts), np.asarray(totals), np.asarray(shares, dtype=np.float64)
-    gain = n * np.log(ratio / null) - m * (np.log1p(p * (ratio - 1)) - np.log1p(p * (null - 1)))
-    return np.asarray(np.cumsum(gain, axis=-2), dtype=np.float64)
-
-
-#: Relative errors of a share that the sample ratio test looks for.
-_TILTS = np.exp(np.array([s * d for d in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2) for s in (-1, 1)]))
-
-
-def sample_ratio_log_e(pmf: ArrayLike, trials: ArrayLike) -> FloatArray:
-    """Log e-value against "the arms were drawn from these pmfs", after each batch.
-
-    A mixture, over arms and over relative errors of 1 % to 25-fold either way, of likelihood ratios of the multinomial
-    counts; as the pmf may change from batch to batch, the alternatives are tilts of it, not fixed shares.
-
-    Parameters
-    ----------
-    pmf, trials : array-like, shape (..., n_batches, n_arms)
-
-    Returns
-    -------
-    ndarray of float64, shape (..., n_batches)
-
-    References
-    ----------
-    Lindon, Malek (2022), "Anytime-valid inference for multinomial count data". Robbins (1970), "Statistical methods
-    related to the law of the iterated logarithm" (mixtures).
-    """
-    count, share = np.asarray(trials), np.asarray(pmf, dtype=np.float64)
-    totals = count.sum(axis=-1, keepdims=True)
-    ratios = np.stack([tilt_log_ratios(count, totals, share, 1.0, tilt) for tilt in _TILTS], axis=-1)
-    return np.asarray(
-        special.logsumexp(ratios, axis=(-2, -1)) - np.log(count.shape[-1] * len(_TILTS)), dtype=np.float64
-    )
-
-
-@dataclass(frozen=True)
-class SampleRatio:
-    """Whether the arms came out as often as their probabilities say."""
-
-    arms: tuple[str, ...]
-    observed: tuple[int, ...]
-    expected: tuple[float, ...]
-    #: Holds at every look: at most this was the chance of ever seeing so much against a right draw.
-    p_value: float
-    is_off: bool
-    sentence: str
-
-
-def sample_ratio(batches: Batches) -> SampleRatio:
-    """The sample ratio test of realised counts against the sum of the pmfs (without leading axes).
-
-    p-values stay valid under peeking: 1 over the greatest e-value so far (Ville 1939).
-    """
-    log_e = sample_ratio_log_e(batches.pmf, batches.trials)
-    p_value = float(np.exp(-max(0.0, float(log_e.max(initial=0.0)))))
-    observed = batches.trials.sum(axis=0)
-    expected = (batches.pmf * batches.n_units[..., None]).sum(axis=0)
-    is_off = p_value < SAMPLE_RATIO_ALPHA
-    pairs = ", ".join(
-        f"{arm} {n:,} of {e:,.0f} expected" for arm, n, e in zip(batches.arms, observed, expected, strict=True)
-    )
-    says = "the arms did not come out as drawn; look for lost or doubled decisions" if is_off else "as drawn"
-    return SampleRatio(
-        batches.arms, tuple(observed.tolist()), tuple(expected.tolist()), p_value, is_off, f"{says}: {pairs}"
-    )
-
-
-# ----------------------------------------------------------------------------------------------------- decision aids
-
-
-@dataclass(frozen=True)
-class DecisionAid:
-    """What the posterior says: help for a decision, without any guarantee over repeated looks."""
-
-    arms: tuple[str, ...]
-    probability_best: tuple[float, ...]
-    #: Reward a unit that one expects to lose by settling on the arm.
-    expected_loss: tuple[float, ...]
-    #: Most probable best arm.
-    leader: str
-    #: With 95 % probability another arm adds no more than this share of the leader's mean; None without a base.
-    value_remaining: float | None
-    may_stop: bool
-    label: str = "decision aid from the posterior; not error-controlled"
-
-
-def posterior_draws(batches: Batches, n_draws: int = 10_000, seed: int = 0) -> FloatArray:
-    """Draws of the arms' mean rewards, compared within batches only, shape (n_draws, n_arms).
-
-    For a reward of 0 or 1 the Beta posterior of Thompson sampling without tempering; else a normal one with a common
-    variance and an effect a batch taken out.
-
-    Parameters
-    ----------
-    batches : Batches
-        Without leading axes.
-    """
-    rng = np.random.default_rng(seed)
-    trials, sums = batches.trials.T, batches.sums.T
-    if np.array_equal(batches.sums, batches.squares):
-        ages = np.full(trials.shape, 1e6)
-        policy = BetaBernoulliThompson(temper=1.0, minimum_successes=0.0)
-        alpha, beta = policy.posterior(trials, sums.round().astype(np.int64), ages)
-        return np.asarray(rng.beta(alpha, beta, (n_draws, len(batches.arms))), dtype=np.float64)
-    n = batches.trials.astype(np.float64)
-    units = np.maximum(n.sum(axis=-1, keepdims=True), 1.0)
-    mean = batches.sums.sum() / max(n.sum(), 1.0)
-    variance = max(batches.squares.sum() / max(n.sum(), 1.0) - mean**2, 1e-12)
-    # Within batches: sum_t [diag(n_t) - n_t n_t' / N_t]; a unit's worth of prior on each arm at the common mean.
-    information = (np.diag(n.sum(axis=0)) - (n / units).T @ n + np.eye(len(batches.arms))) / variance
-    gain = (batches.sums - n * (batches.sums.sum(axis=-1, keepdims=True) / units)).sum(axis=0) / variance
-    covariance = np.linalg.inv(information)
-    effects = rng.multivariate_normal(covariance @ gain, covariance, n_draws, method="cholesky")
-    return np.asarray(mean + effects - effects.mean(axis=1, keepdims=True), dtype=np.float64)
-
-
-def decision_aid(arms: Sequence[str], draws: FloatArray, *, stop_below: float = STOP_BELOW) -> DecisionAid:
-    """Probability of being best, expected loss, and whether what remains to be won is worth going on.
-
-    Parameters
-    ----------
-    arms : sequence of str, length n_arms
-    draws : ndarray of float64, shape (n_draws, n_arms)
-        Posterior draws of the arms' means.
-    stop_below : float
-        Stop rule: the potential value remaining, ``(max_k mean_k - mean_leader) / mean_leader``, has its 95th
-        percentile below this share.
-
-    References
-    ----------
-    Scott (2015), "Multi-armed bandit experiments in the online service economy" (potential value remaining).
-    """
-    best = draws.max(axis=1)
-    wins = np.bincount(draws.argmax(axis=1), minlength=len(arms)) / len(draws)
-    leader = int(wins.argmax())
-    own = draws[:, leader]
-    remaining = float(np.quantile((best - own) / own, 0.95)) if np.all(own > 0) else None
-    return DecisionAid(
-        arms=tuple(arms),
-        probability_best=tuple(wins.tolist()),
-        expected_loss=tuple((best[:, None] - draws).mean(axis=0).tolist()),
-        leader=arms[leader],
-        value_remaining=remaining,
-        may_stop=remaining is not None and remaining < stop_below,
-    )
-
-
-# ------------------------------------------------------------------------------------------------- winners, shrunk
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """Arms' means drawn towards their common one: what to expect of the winner from now on."""
-
-    estimate: FloatArray
-    lower: FloatArray
-    upper: FloatArray
-    #: Standard deviation of the arms' true means, as the data have it.
-    spread: float
-
-
-def shrink(
-    estimates: ArrayLike,
-    errors: ArrayLike,
-    *,
-    past: Sequence[tuple[ArrayLike, ArrayLike]] = (),
-    level: float = 0.95,
-) -> Shrunk:
-    """The arms' means without the winner's curse: each a compromise with the mean of all, by what noise deserves.
-
-    The best of several noisy figures is too high on average. With true means normal around a common one, the
-    posterior mean is not, whichever arm one picks by it. The spread of the true means is averaged over its posterior,
-    with a half-Cauchy prior at the scale of the errors; ``past`` experiments (estimates and errors of their arms,
-    in the same unit) tell it better than two or three arms can.
-
-    Parameters
-    ----------
-    estimates, errors : array-like of float, shape (n_arms,)
-        Means and their standard errors, from the same units.
-    past : sequence of (estimates, errors)
-    level : float
-        Of the intervals.
-
-    References
-    ----------
-    Efron, Morris (1973), "Stein's estimation rule and its competitors". Morris (1983), "Parametric empirical Bayes
-    inference". Gelman (2006), "Prior distributions for variance parameters in hierarchical models". Efron (2011),
-    "Tweedie's formula and selection bias".
-
-    Examples
-    --------
-    >>> shrink([0.20, 0.22, 0.24], [0.02, 0.02, 0.02]).estimate.round(3).tolist()
-    [0.214, 0.22, 0.226]
-    """
-    y, s = np.asarray(estimates, dtype=np.float64), np.asarray(errors, dtype=np.float64)
-    if y.ndim != 1 or len(y) < 2 or s.shape != y.shape or not np.all(np.isfinite(y)) or not np.all(s > 0):
-        raise ValueError(f"{len(y)} estimates with errors {s}: give at least two, each with an error above 0")
-    scale = float(np.sqrt(np.mean(s**2)))
-    taus = scale * np.concatenate([[0.0], np.geomspace(0.02, 50.0, 200)])
-    width = np.gradient(taus)
-    log_posterior = np.log(width) - np.log1p((taus / scale) ** 2)
-    for arms, deviations in (*past, (y, s)):
-        log_posterior += _spread_log_likelihood(
-            np.asarray(arms, dtype=np.float64), np.asarray(deviations, dtype=np.float64), taus
-        )
-    chance = np.exp(log_posterior - special.logsumexp(log_posterior))[:, None]
-    precision = 1 / (taus[:, None] ** 2 + s**2)
-    centre = (precision * y).sum(axis=1, keepdims=True) / precision.sum(axis=1, keepdims=True)
-    keep = taus[:, None] ** 2 * precision
-    mean = centre + keep * (y - centre)
-    # Of an arm given the spread: its own variance, and that of the common mean.
-    variance = keep * s**2 + (1 - keep) ** 2 / precision.sum(axis=1, keepdims=True)
-    estimate = (chance * mean).sum(axis=0)
-    deviation = np.sqrt((chance * (variance + (mean - estimate) ** 2)).sum(axis=0))
-    reach = special.ndtri(0.5 + level / 2) * deviation
-    return Shrunk(estimate, estimate - reach, estimate + reach, float((chance[:, 0] * taus).sum()))
-
-
-def _spread_log_likelihood(y: FloatArray, s: FloatArray, taus: FloatArray) -> FloatArray:
-    """Log likelihood of each spread with the common mean integrated out."""
-    precision = 1 / (taus[:, None] ** 2 + s**2)
-    total = precision.sum(axis=1)
-    centre = (precision * y).sum(axis=1) / total
-    misfit = (precision * (y - centre[:, None]) ** 2).sum(axis=1)
-    return np.asarray(0.5 * (np.log(precision).sum(axis=1) - np.log(total) - misfit), dtype=np.float64)
 
 
 # ---------------------------------------------------------------------------------------------------- rare outcomes

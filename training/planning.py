@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, special
 
-from training.inference import boundary, mixture_rho
+from training.inference import LEARNING_PRECISION, boundary, mixture_rho
 
 #: ``any``: the confidence sequence of the reports, which may be read at any time; ``one``: a single look at the end.
 Looks = Literal["any", "one"]
@@ -32,22 +32,22 @@ class ProvableLift:
     sentence: str
 
 
-def reach(alpha: float, looks: Looks = "any") -> float:
+def reach(alpha: float, looks: Looks = "any", tuned_for: float = 1.0) -> float:
     """Standard errors between an estimate and the edge of its interval at the planned end.
 
-    For a confidence sequence with its parameter set for that end this is a constant: the price of looking at any
-    time is 3.04 standard errors instead of 1.96.
+    For a confidence sequence this is a constant: the price of looking at any time is 3.04 standard errors instead of
+    1.96, and a little more where the sequence was tuned for a part ``tuned_for`` of the variance sum that it reaches.
 
     Examples
     --------
-    >>> round(reach(0.05), 3), round(reach(0.05, "one"), 3)
-    (3.035, 1.96)
+    >>> round(reach(0.05), 3), round(reach(0.05, tuned_for=0.4), 3), round(reach(0.05, "one"), 3)
+    (3.035, 3.08, 1.96)
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha {alpha} is no error probability; choose one above 0 and below 1")
     if looks == "one":
         return float(special.ndtri(1 - alpha / 2))
-    return float(boundary(1.0, mixture_rho(1.0, alpha), alpha))
+    return float(boundary(1.0, mixture_rho(tuned_for, alpha), alpha))
 
 
 def sends_needed(
@@ -93,7 +93,7 @@ def sends_needed(
             "leaves a rate between 0 and 1"
         )
     per_send = base_rate * (1 - base_rate) / shares[0] + better * (1 - better) / shares[1:].min()
-    errors = reach(alpha / (len(shares) - 1), looks) + float(special.ndtri(power))
+    errors = reach(alpha / (len(shares) - 1), looks, LEARNING_PRECISION) + float(special.ndtri(power))
     sends = int(np.ceil(errors**2 * per_send / (better - base_rate) ** 2))
     return SendsNeeded(
         sends,

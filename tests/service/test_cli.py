@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from service.cli import app, main
+from training.inference_worlds import broken_bounds
 
 ORDERS = (
     "InvoiceNo,Quantity,InvoiceDate,UnitPrice,CustomerID\n"
@@ -258,6 +259,15 @@ def test_people_read_what_programs_read(kairos: Callable[..., Any], tmp_path: Pa
         assert code == 0, err
         assert out.strip()
         assert not out.startswith("{")
+
+
+def test_the_simulated_reports_fail_exactly_when_a_figure_lies_outside_its_bound(kairos: Callable[..., Any]):
+    code, out, err = kairos("simulate", "reports", "--runs", "2", "--json")
+    report = json.loads(out)
+
+    assert {"no_effect", "effect", "planted", "repeat_contacts", "guardrails", "winners"} <= set(report)
+    assert code == int(bool(broken_bounds(report)))
+    assert len(err.splitlines()) == len(broken_bounds(report))
 
 
 def test_the_doctor_names_what_is_wrong(kairos: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
