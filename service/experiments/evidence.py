@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from features.tables import UtcMicros
 from service.tables import DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
-from training.inference import InverseSums
+from training.batches import InverseSums
 from training.policies.base import masked
 from training.policies.statistics import FloatArray, IntArray
 

@@ -17,23 +17,22 @@ from service.experiments.guarding import judged_arms
 from service.experiments.lifecycle import arms_of, find_experiment
 from service.experiments.planning import control_of, plan_of
 from service.tables import ExperimentRow
+from training.batches import Batches
+from training.decision_aids import decision_aid, posterior_draws, shrunk_means
 from training.inference import (
-    Batches,
     Comparison,
     ConfidenceSequence,
     Interval,
     Plan,
     Weights,
+    against_holdout,
     against_uniform,
     arm_mean,
     compare,
-    decision_aid,
     difference,
     overlap,
-    posterior_draws,
-    sample_ratio,
-    shrink,
 )
+from training.sample_ratio import sample_ratio
 
 HOUR_MICROS = 3_600_000_000
 #: Looks that a report shows of each sequence over time, the last among them.
@@ -92,7 +91,7 @@ def experiment_report(session: Session, experiment_id: str, *, now: datetime) ->
         "control": control,
         "comparisons": [_comparison(one, evidence) for one in comparisons],
         "means": [_mean(batches, arm, plan.inference, evidence) for arm in arms],
-        "decision_aid": _decision_aid(batches),
+        "decision_aid": _decision_aid(batches, plan.inference),
         "uniform_slice": _uniform_slice(evidence, experiment.reward),
         "sample_ratio": _sample_ratio(batches, evidence),
         "overlap": _overlap(batches, evidence),
@@ -156,24 +155,25 @@ def _over_time(sequence: ConfidenceSequence, evidence: Evidence) -> list[dict[st
     return [{"at": _instant(evidence.waves[i]), **rows[i]} for i in looks]
 
 
-def _decision_aid(batches: Batches) -> dict[str, Any]:
+def _decision_aid(batches: Batches, plan: Plan) -> dict[str, Any]:
     if not batches.trials.sum():
         return {"why": NO_UNITS}
     draws = posterior_draws(batches)
     aid = decision_aid(batches.arms, draws)
-    shrunk = shrink(draws.mean(axis=0), draws.std(axis=0))
+    shrunk = shrunk_means(batches, plan)
     return {
         "label": aid.label,
         "leader": aid.leader,
         "value_remaining": aid.value_remaining,
         "may_stop": aid.may_stop,
+        "shrunk_why": "too few successes where all arms were open" if shrunk is None else None,
         "arms": [
             {
                 "id": arm,
                 "probability_best": aid.probability_best[k],
                 "expected_loss": aid.expected_loss[k],
-                "shrunk_mean": float(shrunk.estimate[k]),
-                "shrunk_interval": [float(shrunk.lower[k]), float(shrunk.upper[k])],
+                "shrunk_mean": None if shrunk is None else float(shrunk.estimate[k]),
+                "shrunk_interval": None if shrunk is None else [float(shrunk.lower[k]), float(shrunk.upper[k])],
             }
             for k, arm in enumerate(batches.arms)
         ],
@@ -264,10 +264,14 @@ def _against_holdout(session: Session, experiment: ExperimentRow, plan: Plan, *,
     if not both.any():
         return {"why": "nobody was held out; set holdout_share"}
     trials, sums, squares = holdout.trials[both], holdout.sums[both], holdout.squares[both]
-    # The draw's share as it came out: given the counts, every way to deal them out was equally likely.
-    pmf = trials / trials.sum(axis=1, keepdims=True)
-    sides = Batches.of(("held_out", "mailed"), pmf, trials, sums, squares, prior_mean=0.0)
-    interval = difference(sides, "mailed", "held_out", plan).last
+    if experiment.holdout_share > 0:
+        interval = against_holdout(experiment.holdout_share, trials, sums, squares, plan).last
+    else:
+        # Each campaign's share as it came out: given the counts, every way to deal them out was equally likely.
+        pmf = trials / trials.sum(axis=1, keepdims=True)
+        interval = difference(
+            Batches.of(("held_out", "mailed"), pmf, trials, sums, squares), "mailed", "held_out", plan
+        ).last
     units, total = trials.sum(axis=0), sums.sum(axis=0)
     return {
         "unit": holdout.unit,
