@@ -6,7 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -15,26 +15,25 @@ from sqlalchemy.orm import Session
 
 from features.tables import from_micros
 from service.errors import Conflict, Invalid, NotFound
+from service.experiments import experiment_report, planning
 from service.flow.audience import check_rule, find_audience
 from service.flow.predict import Hours, predict
 from service.flow.render import slots_of
-from service.flow.reward import statistics
-from service.flow.schedule import Intent, Limits, Sends, as_utc, schedule, write_sends
+from service.flow.schedule import Intent, Limits, Sends, as_utc, check_waves, schedule, write_sends
 from service.settings import Settings
-from service.tables import (
-    CampaignRow,
-    DecisionRow,
-    ExperimentRow,
-    RewardRow,
-    SendRow,
-    SnapshotRow,
-)
+from service.tables import CampaignRow, ExperimentRow, SendRow
 from service.templates import find_template
+from training.policies.thompson import DelayCdf
 from training.serving import Serving
 
 #: The ledger's terminal states (ARCHITECTURE section 6); every intent ends in one of them.
 TERMINAL_STATES = ("accepted", "failed", "unknown", "suppressed", "held_out", "unplaced", "cancelled", "expired")
 STATES = ("planned", "claimed", "attempting", *TERMINAL_STATES)
+
+#: From this audience on, a send at once with an experiment is better cut into waves, and into how many.
+WAVES_FROM, SUGGESTED_WAVES = 3_000, 8
+#: Share of a wave's answers that should be in before the next one leaves.
+ANSWERED_BETWEEN_WAVES = 0.3
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class NewCampaign:
     holdout_share: float = 0.0
     #: best_hour | spread | at_start
     timing: str = "best_hour"
+    #: Parts, spread over the window, that a send ``at_start`` is cut into.
+    waves: int = 1
     #: Given where a run must repeat: the draws of hours and holdouts hang on it. Random by default.
     campaign_id: str | None = None
 
@@ -71,6 +72,12 @@ class CampaignPlan:
         Planned sends that will be held out.
     unknown : tuple of str
         User ids of the audience that no contact answers to.
+    waves : tuple of dict
+        Instants at which parts of a send ``at_start`` leave, with their sends.
+    experiments : tuple of dict
+        What each experiment can prove with so many sends.
+    advice : tuple of str
+        What the plan would do well to change, if anything.
     """
 
     campaign_id: str
@@ -83,6 +90,9 @@ class CampaignPlan:
     first_due: datetime | None
     last_due: datetime | None
     unknown: tuple[str, ...]
+    waves: tuple[dict[str, Any], ...] = ()
+    experiments: tuple[dict[str, Any], ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -110,6 +120,7 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str
         If the audience is not understood, an experiment's slot is not in the template, or two fill the same.
     """
     check_rule(new.audience)
+    check_waves(new.waves, new.timing)
     template = find_template(session, new.template_id)
     slots = dict(
         session.execute(
@@ -146,6 +157,7 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime) -> str
         window_end=as_utc(new.window_end),
         holdout_share=new.holdout_share,
         timing=new.timing,
+        waves=new.waves,
         created_at=now,
         scheduled_at=None,
     )
@@ -162,10 +174,13 @@ def plan_campaign(
     sends, audience_size, unknown = _sends(session, campaign, serving, settings, now)
     planned = sends.state == "planned"
     due = sends.due_at[planned]
+    n_planned = int(planned.sum())
+    instants, sizes = np.unique(due, return_counts=True) if campaign.timing == "at_start" else ((), ())
+    asked = session.scalars(select(ExperimentRow).where(ExperimentRow.experiment_id.in_(campaign.experiments))).all()
     return CampaignPlan(
         campaign_id=campaign_id,
         audience=audience_size,
-        planned=int(planned.sum()),
+        planned=n_planned,
         counts=sends.counts(),
         local_hours={
             int(hour): int(n)
@@ -176,6 +191,39 @@ def plan_campaign(
         first_due=from_micros(due.min()) if len(due) else None,
         last_due=from_micros(due.max()) if len(due) else None,
         unknown=unknown,
+        waves=tuple({"at": from_micros(at), "sends": int(n)} for at, n in zip(instants, sizes, strict=True)),
+        experiments=tuple(
+            {"id": one.experiment_id, "name": one.name}
+            | planning(session, one, sends=n_planned, holdout_share=campaign.holdout_share or None)
+            for one in asked
+        )
+        if n_planned
+        else (),
+        advice=_advice(campaign, audience_size, bool(asked)),
+    )
+
+
+def _advice(campaign: CampaignRow, audience_size: int, has_experiment: bool) -> tuple[str, ...]:
+    """Whether the campaign can learn within itself, and what would let it."""
+    if campaign.timing != "at_start" or not has_experiment:
+        return ()
+    if campaign.waves == 1:
+        if audience_size < WAVES_FROM:
+            return ()
+        return (
+            f"All {audience_size:,} mails leave at once, so nothing is learned within this send; set waves to "
+            f"{SUGGESTED_WAVES} and give it a window.",
+        )
+    apart = (campaign.window_end - campaign.window_start) / campaign.waves
+    delay = DelayCdf()
+    ages = np.geomspace(0.01, 1000.0, 2000)
+    wanted = timedelta(hours=float(np.interp(ANSWERED_BETWEEN_WAVES, delay(ages), ages)))
+    if apart >= wanted:
+        return ()
+    hours, needed = apart.total_seconds() / 3600, wanted.total_seconds() / 3600
+    return (
+        f"Waves lie {hours:.2g} h apart, when {float(delay(hours)):.0%} of the answers have come in; a window of "
+        f"{needed * campaign.waves:.0f} h lets each learn from the one before.",
     )
 
 
@@ -228,76 +276,6 @@ def campaign_report(session: Session, campaign_id: str, *, now: datetime) -> dic
     }
 
 
-def experiment_report(session: Session, experiment_id: str, *, now: datetime) -> dict[str, Any]:
-    """Arms with their counts, rate with a 95 % Wilson interval, probability in force, and share wave by wave.
-
-    The interval is for one look and assumes that the split did not follow the answers; reports that hold under
-    peeking and adaptive allocation come from confidence sequences.
-
-    References
-    ----------
-    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
-    """
-    experiment = session.get(ExperimentRow, experiment_id)
-    if experiment is None:
-        raise NotFound(f"there is no experiment {experiment_id!r}; GET /v1/experiments lists them")
-    counts = statistics(session, experiment_id, now=now)
-    snapshot = session.scalars(
-        select(SnapshotRow)
-        .where(SnapshotRow.experiment_id == experiment_id)
-        .order_by(SnapshotRow.snapshot_no.desc())
-        .limit(1)
-    ).one()
-    in_force = dict(zip(snapshot.policy["arms"], snapshot.policy["pmf"], strict=True))
-    kinds = _rewards_by_arm(session, experiment_id)
-    n_waves, first_wave, last_wave = _wave_shares(session, experiment_id)
-    arms = []
-    for i, arm in enumerate(counts.arms):
-        trials, successes = int(counts.trials[i].sum()), int(counts.successes[i].sum())
-        arms.append(
-            {
-                "id": arm,
-                "sends": trials,
-                "successes": successes,
-                "rate": successes / trials if trials else None,
-                "interval": wilson(successes, trials),
-                "rewards": kinds.get(arm, {}),
-                "probability": in_force.get(arm),
-                "share_first_wave": first_wave.get(arm),
-                "share_last_wave": last_wave.get(arm),
-            }
-        )
-    return {
-        "id": experiment_id,
-        "name": experiment.name,
-        "kind": experiment.kind,
-        "reward": experiment.reward,
-        "status": experiment.status,
-        "policy": experiment.policy,
-        "floor": experiment.floor,
-        "snapshot": snapshot.snapshot_id,
-        "waves": n_waves,
-        "arms": arms,
-    }
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> list[float] | None:
-    """Wilson's interval of a rate; None without trials.
-
-    Examples
-    --------
-    >>> [round(x, 3) for x in wilson(2, 10)]
-    [0.057, 0.51]
-    """
-    if trials == 0:
-        return None
-    rate = successes / trials
-    centre = rate + z * z / (2 * trials)
-    half = z * float(np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)))
-    scale = 1 + z * z / trials
-    return [max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)]
-
-
 def find_campaign(session: Session, campaign_id: str, *, for_update: bool = False) -> CampaignRow:
     """The campaign's row.
 
@@ -329,40 +307,7 @@ def _sends(
         topic=campaign.topic,
         timing=campaign.timing,
         holdout_share=campaign.holdout_share,
+        waves=campaign.waves,
     )
     sends = schedule(session, intent, audience.contact_keys, hours, limits_of(settings), now=now)
     return sends, len(audience.contact_keys), audience.unknown
-
-
-def _rewards_by_arm(session: Session, experiment_id: str) -> dict[str, dict[str, int]]:
-    rows = session.execute(
-        select(DecisionRow.arm_id, RewardRow.kind, func.count())
-        .join(RewardRow, RewardRow.decision_id == DecisionRow.decision_id)
-        .where(DecisionRow.experiment_id == experiment_id)
-        .group_by(DecisionRow.arm_id, RewardRow.kind)
-    )
-    rewards: dict[str, dict[str, int]] = {}
-    for arm, kind, count in rows:
-        rewards.setdefault(arm, {})[kind] = count
-    return rewards
-
-
-def _wave_shares(session: Session, experiment_id: str) -> tuple[int, dict[str, float], dict[str, float]]:
-    """Number of waves, and the arm probabilities that were in force in the first and in the last."""
-    rows = session.execute(
-        select(DecisionRow.wave, func.max(SnapshotRow.snapshot_no))
-        .join(SnapshotRow, SnapshotRow.snapshot_id == DecisionRow.snapshot_id)
-        .where(DecisionRow.experiment_id == experiment_id)
-        .group_by(DecisionRow.wave)
-        .order_by(DecisionRow.wave)
-    ).all()
-    if not rows:
-        return 0, {}, {}
-    ends = [rows[0][1], rows[-1][1]]
-    policies: dict[int, dict[str, Any]] = dict(
-        session.execute(
-            select(SnapshotRow.snapshot_no, SnapshotRow.policy).where(SnapshotRow.snapshot_no.in_(ends))
-        ).all()
-    )
-    first, last = (dict(zip(policies[end]["arms"], policies[end]["pmf"], strict=True)) for end in ends)
-    return len(rows), first, last

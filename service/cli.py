@@ -40,8 +40,8 @@ imports = _group("import", "Bring history in from files.")
 contacts_group = _group("contacts", "Contacts.")
 features = _group("features", "The feature store: lake and vectors.")
 models = _group("models", "The model registry.")
-experiments = _group("experiments", "Experiments: what other policies would have earned.")
 outcomes = _group("outcomes", "What a model may be trained to foretell, as you declare it.")
+experiments = _group("experiments", "Experiments: what they asked and what they showed.")
 keys = _group("keys", "API keys.")
 database_group = _group("db", "The database.")
 simulate = _group("simulate", "The simulator on its own: worlds whose truth is known.")
@@ -846,6 +846,133 @@ def _outcome_lines(outcome: dict[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- experiments
+
+ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="Id of the experiment.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
+
+
+@experiments.command("list")
+def list_experiments_command(as_json: Json = False) -> None:
+    """Every experiment, newest first, with its arms.
+
+    Example: kairos experiments list
+    """
+    from sqlalchemy import select
+
+    from service.experiments import shown_experiments
+    from service.tables import ExperimentRow
+
+    with _installation() as (_, database), database.reading() as session:
+        rows = session.scalars(select(ExperimentRow).order_by(ExperimentRow.created_at.desc())).all()
+        report = {"experiments": _plain(shown_experiments(session, rows))}
+    _answer(report, as_json, lambda shown: "\n".join(map(_experiment_line, shown["experiments"])) or "none yet")
+
+
+def _experiment_line(shown: dict[str, Any]) -> str:
+    arms = ", ".join(arm["id"] + ("" if arm["status"] == "running" else f" ({arm['status']})") for arm in shown["arms"])
+    return f"{shown['id']}  {shown['status']:8} {shown['name']}: {shown['reward']}, {shown['policy']}; {arms}"
+
+
+@experiments.command("show")
+def show_experiment_command(experiment_id: ExperimentId, as_json: Json = False) -> None:
+    """What an experiment asks, its arms, and what befell it.
+
+    Example: kairos experiments show exp_1a2b3c
+    """
+    from service.experiments import find_experiment, planning, shown_experiment
+
+    with _installation() as (_, database), database.reading() as session:
+        report = _plain(shown_experiment(session, experiment_id))
+        report["planning"] = planning(session, find_experiment(session, experiment_id))
+    _answer(report, as_json, _experiment_lines)
+
+
+def _experiment_lines(shown: dict[str, Any]) -> str:
+    lines = [_experiment_line(shown)]
+    lines += [f"  {arm['id']}: {arm['content'][:100]!r}" for arm in shown["arms"]]
+    lines += [f"  {sentence}" for sentence in shown["planning"]["sentences"]]
+    lines += [f"  {entry['at'][:19]}  {entry['what']} ({entry['who']})" for entry in shown["history"]]
+    return "\n".join(lines)
+
+
+@experiments.command("report")
+def report_experiment_command(
+    experiment_id: ExperimentId,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the picture to this file too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What an experiment has shown: the verdict, each arm with its interval, value, checks.
+
+    Example: kairos experiments report exp_1a2b3c --png report.png
+    """
+    from service.experiments import experiment_report, plot_report
+
+    with _installation() as (_, database), database.reading() as session:
+        report = experiment_report(session, experiment_id, now=datetime.now(UTC))
+    if png is not None:
+        png.write_bytes(plot_report(report))
+        _note(f"picture written to {png}")
+    _answer(_plain(report), as_json, _report_lines)
+
+
+def _report_lines(report: dict[str, Any]) -> str:
+    matured = report["matured"]
+    lines = [
+        f"{report['name']} ({report['id']}, {report['status']}): {report['verdict']['sentence']}",
+        f"  from {matured['units']:,} {matured['unit']}s whose window of {matured['window_hours']:g} h is over; "
+        f"{matured['pending']:,} still open",
+    ]
+    means = {one["arm"]: one["mean"] for one in report["means"]}
+    for arm in report["arms"]:
+        mean = means[arm["id"]]
+        told = mean["why"] or f"{mean['estimate']:.4g} ({mean['lower']:.4g} to {mean['upper']:.4g})"
+        probability = "not in the draw" if arm["probability"] is None else f"drawn with {arm['probability']:.0%}"
+        lines.append(f"  {arm['id']}: {arm['successes']:,} of {arm['sends']:,} so far; mean {told}; {probability}")
+        if arm["status"] != "running":
+            lines.append(f"    {arm['status']}: {arm['status_reason']}")
+    lines += [f"  {one['sentence']}" for one in report["comparisons"]]
+    for name, says in (("against_uniform", "against an even split"), ("against_holdout", "against the holdout")):
+        value = report[name]
+        why = value.get("why") or value["total"]["why"]
+        total = why or "{estimate:,.0f} ({lower:,.0f} to {upper:,.0f})".format(**value["total"])
+        lines.append(f"  earned {says}: {total}")
+    sample = report["sample_ratio"]
+    lines.append(f"  draws: {sample.get('why') or sample['sentence']}")
+    return "\n".join(lines)
+
+
+def _turn(name: str, says: str) -> None:
+    """Register a command that turns an experiment, or one of its arms."""
+
+    def command(
+        experiment_id: ExperimentId,
+        arm: Annotated[str | None, typer.Option("--arm", help="Only this arm.")] = None,
+        reason: Reason = "",
+        as_json: Json = False,
+    ) -> None:
+        from service import experiments as doing
+
+        turn_experiment, turn_arm = {
+            "pause": (doing.pause_experiment, doing.pause_arm),
+            "resume": (doing.resume_experiment, doing.resume_arm),
+            "end": (doing.end_experiment, doing.retire_arm),
+        }[name]
+        told: dict[str, Any] = {"reason": reason, "who": "command line", "now": datetime.now(UTC)}
+        with _installation() as (_, database), database.writing() as session:
+            if arm is None:
+                turn_experiment(session, experiment_id, **told)
+            else:
+                turn_arm(session, experiment_id, arm, **told)
+            report = _plain(doing.shown_experiment(session, experiment_id))
+        _answer(report, as_json, _experiment_line)
+
+    command.__doc__ = f"{says}\n\n    Example: kairos experiments {name} exp_1a2b3c --reason 'sale is over'\n    "
+    experiments.command(name)(command)
+
+
+_turn("pause", "Draw none of its arms (or not this one) until it is resumed.")
+_turn("resume", "Draw again.")
+_turn("end", "Draw no more, for good; an arm is retired. Rewards still to come are counted.")
 
 
 @experiments.command("evaluate")

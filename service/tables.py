@@ -294,6 +294,8 @@ class CampaignRow(Base):
     holdout_share: Mapped[float]
     #: best_hour | spread (uniformly random allowed hours) | at_start
     timing: Mapped[str] = mapped_column(String(12))
+    #: Parts that a send ``at_start`` is cut into.
+    waves: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[datetime]
     scheduled_at: Mapped[datetime | None]
 

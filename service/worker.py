@@ -1,4 +1,4 @@
-"""The worker: settle hits, learn, decide what falls due, render and send it, keep the lake in step; again and again."""
+"""The worker: settle hits, learn, guard, decide what falls due, render and send it, keep the lake in step; again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from features.lake import Lake
 from service.clock import Clock
 from service.database import Database
+from service.experiments import harmful_arms, pause_harmful
 from service.flow.decide import decide
 from service.flow.deliver import Receipts, claim, deliver, recover
 from service.flow.render import gather, render
@@ -47,6 +48,8 @@ class Round:
 
     settled: int
     learned: int
+    #: Arms that a guardrail took out of the draw.
+    paused: int
     decided: int
     claimed: int
     receipts: Receipts
@@ -83,12 +86,12 @@ class Worker:
 
     async def work(self) -> Round:
         """One round: what has settled is learned before what falls due is decided."""
-        settled, learned, decided = await asyncio.to_thread(self._prepare)
+        settled, learned, paused, decided = await asyncio.to_thread(self._prepare)
         claimed, receipts = await self._send_due()
         self._begin_lake_work()
-        return Round(settled, learned, decided, claimed, receipts)
+        return Round(settled, learned, paused, decided, claimed, receipts)
 
-    def _prepare(self) -> tuple[int, int, int]:
+    def _prepare(self) -> tuple[int, int, int, int]:
         now = self.clock.now()
         with self.database.writing() as session:
             recover(session, now=now, crash_policy=self.settings.crash_policy)
@@ -106,9 +109,19 @@ class Worker:
             learned += read.events
             if not read.has_more:
                 break
+        paused = self._guard(now) if learned else 0
         with self.database.writing() as session:
             decided = decide(session, now=now, look_ahead=DECIDE_AHEAD)
-        return settled, learned, len(decided.send_ids)
+        return settled, learned, paused, len(decided.send_ids)
+
+    def _guard(self, now: datetime) -> int:
+        """Take the arms out of the draw that their guardrails speak against; returns how many."""
+        with self.database.reading() as session:
+            harmful = harmful_arms(session)
+        if harmful:
+            with self.database.writing() as session:
+                pause_harmful(session, harmful, now=now)
+        return len(harmful)
 
     async def _send_due(self) -> tuple[int, Receipts]:
         self._earn_allowance()

@@ -46,6 +46,7 @@ class CampaignBody(BaseModel):
     topic: str = Field("marketing", min_length=1, max_length=60)
     holdout_share: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)] = 0.0
     timing: Literal["best_hour", "spread", "at_start"] = "best_hour"
+    waves: int = Field(1, ge=1, le=96, description="parts, over the window, that a send `at_start` is cut into")
 
 
 @router.post("", status_code=201, dependencies=[Depends(allow("write"))])
@@ -148,6 +149,7 @@ def _shown(row: CampaignRow) -> dict[str, Any]:
         "window_end": row.window_end,
         "holdout_share": row.holdout_share,
         "timing": row.timing,
+        "waves": row.waves,
         "created_at": row.created_at,
         "scheduled_at": row.scheduled_at,
     }

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.clock import Clock
 from service.database import Database
+from service.experiments import arms_by_status
 from service.feature_checks import latest_check
 from service.model_quality import newest_judged, running_test
 from service.served_vectors import VectorLog
@@ -43,6 +44,7 @@ class Metrics:
         for outcome in ("stored", "duplicate", "quarantined"):
             self.events.labels(outcome)
         self.registry.register(_SendsByState(database))
+        self.registry.register(_ArmsByStatus(database))
         self.registry.register(_FeatureStore(database, clock, vectors))
         self.registry.register(_Models(database))
 
@@ -65,6 +67,32 @@ class _SendsByState(Collector):
         except SQLAlchemyError as error:  # the other metrics are worth having while the database is away
             log.warning("sends are not counted: %s", error, extra={"action": "metrics_without_sends"})
         return [family]
+
+
+class _ArmsByStatus(Collector):
+    """Arms of experiments that have not ended, by status; those that a guardrail paused on their own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def describe(self) -> Iterable[Metric]:
+        return [self._family()]
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._family()
+        try:
+            with self._database.reading() as session:
+                counts = arms_by_status(session)
+        except SQLAlchemyError as error:
+            log.warning("arms are not counted: %s", error, extra={"action": "metrics_without_arms"})
+            return [family]
+        for status, count in counts.items():
+            family.add_metric([status], count)
+        return [family]
+
+    def _family(self) -> GaugeMetricFamily:
+        says = "Arms of experiments that have not ended, by status."
+        return GaugeMetricFamily("kairos_arms", says, labels=["status"])
 
 
 class _FeatureStore(Collector):

@@ -29,6 +29,10 @@ COUNTED_STATES = ("planned", "claimed", "attempting", "accepted", "unknown", "he
 #: Contacts a planning query asks for at once.
 CHUNK = 5_000
 
+#: Share of the contacts in the first of several waves: it is drawn evenly, so it is kept small.
+FIRST_WAVE_SHARE = 0.1
+MAX_WAVES = 96
+
 NO_SLOT_IN_WINDOW = "no allowed hour left in the window"
 
 
@@ -44,6 +48,9 @@ class Intent:
         The send leaves in ``[window_start, window_end)``.
     timing : {'best_hour', 'spread', 'at_start'}
         Each contact's best hour; a uniformly random allowed hour; at once.
+    waves : int
+        Parts, spread evenly over the window, that a send ``at_start`` is cut into, so that each part's arms are drawn
+        from what the parts before it have taught. The other timings leave in hourly waves by themselves.
     """
 
     key: str
@@ -57,6 +64,7 @@ class Intent:
     timing: str = "best_hour"
     occurrence: str = "1"
     holdout_share: float = 0.0
+    waves: int = 1
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,53 @@ def _check(intent: Intent, now: datetime) -> None:
         raise Invalid(f"timing {intent.timing!r} is not known; write best_hour, spread or at_start")
     if not 0 <= intent.holdout_share <= 0.9:
         raise Invalid(f"holdout_share {intent.holdout_share} is outside 0 to 0.9")
+    check_waves(intent.waves, intent.timing)
+
+
+def check_waves(waves: int, timing: str) -> None:
+    """Whether a send of this timing can be cut into so many waves.
+
+    Raises
+    ------
+    Invalid
+        If there are none or too many, or if the timing has waves of its own.
+    """
+    if not 1 <= waves <= MAX_WAVES:
+        raise Invalid(f"{waves} waves are outside 1 to {MAX_WAVES}; 8 are enough to learn within one send")
+    if waves > 1 and timing != "at_start":
+        raise Invalid(f"{waves} waves do not go with timing {timing!r}, which leaves in hourly waves; leave waves at 1")
+
+
+@dataclass(frozen=True)
+class Waves:
+    """When the parts of a send leave, and the share of the contacts in each.
+
+    Attributes
+    ----------
+    starts : ndarray of int64, shape (n_waves,)
+        Microseconds since 1970 UTC.
+    shares : ndarray of float64, shape (n_waves,)
+    """
+
+    starts: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def over(cls, begin: int, end: int, n: int) -> Waves:
+        """``n`` waves at even distances over ``[begin, end)``: as far apart as the window allows.
+
+        Examples
+        --------
+        >>> Waves.over(0, 400, 4).starts.tolist(), Waves.over(0, 400, 4).shares.round(2).tolist()
+        ([0, 100, 200, 300], [0.1, 0.3, 0.3, 0.3])
+        """
+        starts = begin + (end - begin) * np.arange(n, dtype=np.int64) // n
+        rest = [(1 - FIRST_WAVE_SHARE) / (n - 1)] * (n - 1) if n > 1 else []
+        return cls(starts, np.array([FIRST_WAVE_SHARE, *rest] if n > 1 else [1.0]))
+
+    def of(self, draws: np.ndarray) -> np.ndarray:
+        """Wave of each contact, by its draw in [0, 1)."""
+        return np.minimum(np.searchsorted(np.cumsum(self.shares), draws, side="right"), len(self.shares) - 1)
 
 
 class _Draws:
@@ -223,6 +278,7 @@ class _Draws:
         self.minute = draw("minute", scope)
         self.explore = draw("explore", scope)
         self.slot = draw("slot", scope)
+        self.wave = draw("wave", scope)
         self.holdout = draw("holdout", scope)
         #: By person, not by campaign: the same people are held out of everything.
         self.global_holdout = draw("global-holdout", "everything")
@@ -250,22 +306,31 @@ def _place(
     begin = max(to_micros(intent.window_start), to_micros(now))
     end = to_micros(intent.window_end)
     slots = np.arange(begin - begin % HOUR_MICROS, end, HOUR_MICROS, dtype=np.int64)
-    # A contact keeps its minute in every slot, so that the mails of an hour are spread over it.
-    offset = (
-        np.zeros(n, dtype=np.int64) if intent.timing == "at_start" else (draws.minute * HOUR_MICROS).astype(np.int64)
-    )
+    waves = Waves.over(begin, end, intent.waves)
+    earliest = waves.starts[waves.of(draws.wave)]
+    # A contact keeps its minute in every slot, so that the mails of an hour are spread over it; a wave keeps its own.
+    if intent.waves > 1:
+        offset = earliest % HOUR_MICROS
+    elif intent.timing == "at_start":
+        offset = np.zeros(n, dtype=np.int64)
+    else:
+        offset = (draws.minute * HOUR_MICROS).astype(np.int64)
     local_hour = np.empty((n, len(slots)), dtype=np.int8)
     for zone in np.unique(zones):
         rows = np.flatnonzero(zones == zone)
         local_micros = slots + _utc_offsets(str(zone), slots)
         local_hour[rows] = ((local_micros[None, :] + offset[rows, None]) // HOUR_MICROS) % 24
     instant = slots[None, :] + offset[:, None]
-    if intent.timing == "at_start":
+    if intent.timing == "at_start" and intent.waves == 1:
         instant = np.maximum(instant, begin)
     allowed = (instant >= begin) & (instant < end)
     if limits.quiet_hours is not None and intent.stream == "marketing":
         allowed &= ~_is_quiet(local_hour, limits.quiet_hours)
     preference, propensity_of, why = _preferences(intent, local_hour, allowed, hours, limits.explore_share, draws)
+    if intent.waves > 1:
+        quiet = limits.quiet_hours if intent.stream == "marketing" else None
+        preference = _wave_preference(instant, earliest)
+        propensity_of = _wave_propensities(waves, zones, slots, (begin, end), quiet)
     taken = np.ones(n, dtype=bool) if takes_room is None else takes_room
     chosen = _give_out(preference, allowed & taken[:, None], capacity=limits.rate_per_minute * 60, order=draws.slot)
     state = np.where(chosen >= 0, "planned", "unplaced").astype(object)
@@ -292,6 +357,29 @@ def _place(
         hour_reason=why,
         is_holdout=(draws.holdout < intent.holdout_share) | (draws.global_holdout < limits.global_holdout),
     )
+
+
+def _wave_preference(instant: np.ndarray, earliest: np.ndarray) -> np.ndarray:
+    """The first slot from the wave's start on; where there is none left in the window, the last one before it."""
+    rank = np.arange(instant.shape[1], dtype=np.float64)[None, :]
+    return np.where(instant >= earliest[:, None], -rank, rank - 1e6)
+
+
+def _wave_propensities(
+    waves: Waves, zones: np.ndarray, slots: np.ndarray, window: tuple[int, int], quiet: tuple[int, int] | None
+) -> np.ndarray:
+    """Probability of each slot for each contact, shape (n, n_slots): that of the waves whose slot it is."""
+    propensities = np.zeros((len(zones), len(slots)))
+    instant = slots[None, :] + (waves.starts % HOUR_MICROS)[:, None]
+    preference = _wave_preference(instant, waves.starts)
+    inside = (instant >= window[0]) & (instant < window[1])
+    for zone in np.unique(zones):
+        local_hour = ((instant + _utc_offsets(str(zone), slots)[None, :]) // HOUR_MICROS) % 24
+        is_open = inside if quiet is None else inside & ~_is_quiet(local_hour, quiet)
+        has_slot = is_open.any(axis=1)
+        chosen = np.where(is_open, preference, -np.inf).argmax(axis=1)[has_slot]
+        propensities[zones == zone] = np.bincount(chosen, weights=waves.shares[has_slot], minlength=len(slots))
+    return propensities
 
 
 def _utc_offsets(zone: str, instants: np.ndarray) -> np.ndarray:

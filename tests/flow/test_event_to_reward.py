@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter
 from datetime import timedelta
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from service.flow.ingest import ingest
 from service.flow.reward import learn, rebuild, statistics
 from service.hits import Hit, record_hits
 from service.links import read_click
+from service.suppression import unsubscribe
 from service.tables import DecisionRow, EventRow, SendRow
 from service.templates import add_template, bundled_template
 from service.worker import Worker
@@ -40,7 +42,7 @@ CLICKS = {"plain": 0.1, "loved": 0.5}
 N_PEOPLE = 500
 
 
-def people():
+def people(count):
     """Segment identify calls of people who asked for mail, in two time zones."""
     return [
         {
@@ -54,14 +56,18 @@ def people():
                 "email_consent": "subscribed",
             },
         }
-        for i in range(N_PEOPLE)
+        for i in range(count)
     ]
 
 
 class Story:
     """A home with people, an experiment and a scheduled campaign; time passes in `live`."""
 
-    def __init__(self, database, settings, now) -> None:
+    #: Share of those who got an arm's mail that asks for no more of them.
+    leaves: ClassVar[dict[str, float]] = {}
+    n_people = N_PEOPLE
+
+    def __init__(self, database, settings, now, **changes) -> None:
         self.database, self.settings, self.now = database, settings, now
         self.clock = SimulatedClock(now)
         self.lake = Lake(settings.lake, 8)
@@ -69,15 +75,15 @@ class Story:
         self.read: set[str] = set()
         self.to_come: list[tuple[object, Hit]] = []
         with database.writing() as session:
-            taken = ingest(session, people(), source="segment", now=now)
-            assert (taken.stored, taken.quarantined) == (N_PEOPLE, ())
+            taken = ingest(session, people(self.n_people), source="segment", now=now)
+            assert (taken.stored, taken.quarantined) == (self.n_people, ())
             add_template(session, bundled_template("offer"), now=now)
             new = NewExperiment("Subject", "subject", ARMS, reward="click")
             self.experiment_id = open_experiment(session, new, now=now, salt="story")
+            window = {"window_start": now, "window_end": now + timedelta(hours=24), "holdout_share": 0.1}
             campaign = NewCampaign(
-                "Story", "offer", now, now + timedelta(hours=24), {"everyone": True}, [self.experiment_id],
-                holdout_share=0.1,
-            )  # fmt: skip
+                "Story", "offer", audience={"everyone": True}, experiments=[self.experiment_id], **(window | changes)
+            )
             self.campaign_id = create_campaign(session, campaign, now=now)
             self.plan = plan_campaign(session, self.campaign_id, Serving(), settings, now=now)
             schedule_campaign(session, self.campaign_id, Serving(), settings, now=now)
@@ -105,7 +111,10 @@ class Story:
             html = mail.get_body(("html",)).get_content()
             token = re.search(r'href="[^"]*/c/([^"]+)"', html).group(1)
             send_id, link_id = read_click(self.settings.signing_key, token)
-            luck = hashed_draws("luck", "story", np.array([send_id]), ["click"])[0]
+            luck, patience = hashed_draws("luck", "story", np.array([send_id, send_id]), ["click", "leave"])
+            if patience < self.leaves.get(arm, 0.0):
+                with self.database.writing() as session:
+                    unsubscribe(session, [send_id], source="one-click", now=now)
             if luck < CLICKS[arm]:
                 hit = Hit(send_id, link_id, "GET", "Mozilla/5.0 (X11; Linux x86_64) Firefox/140.0", now)
                 self.to_come.append((now + timedelta(minutes=30), hit))

@@ -108,6 +108,51 @@ def test_an_experiment_must_fill_a_slot_that_the_template_has_and_alone(shop, no
             create_campaign(session, draft(now, experiments=[one, two]), now=now)
 
 
+def test_a_plan_says_what_its_experiments_can_prove(shop, settings, now):
+    """For the sends that are planned; a small list hears that the split stays even."""
+    with shop.writing() as session:
+        experiment_id = open_experiment(session, NewExperiment("One", "subject", ARMS), now=now)
+        new = draft(now, experiments=[experiment_id], holdout_share=0.1)
+        plan = plan_campaign(session, create_campaign(session, new, now=now), Serving(), settings, now=now)
+
+    assert [(one["id"], one["sends"]) for one in plan.experiments] == [(experiment_id, 10)]
+    assert any("10 sends will not bring that many" in sentence for sentence in plan.experiments[0]["sentences"])
+    assert any("10 % held out" in sentence for sentence in plan.experiments[0]["sentences"])
+
+
+def test_a_send_at_once_is_cut_into_the_waves_that_were_asked_for(shop, settings, now):
+    """The plan shows them; waves that lie too close for answers to come in between are pointed out."""
+    with shop.writing() as session:
+        experiment_id = open_experiment(session, NewExperiment("One", "subject", ARMS), now=now)
+        new = draft(now, timing="at_start", waves=3, window_end=now + timedelta(hours=3), experiments=[experiment_id])
+        plan = plan_campaign(session, create_campaign(session, new, now=now), Serving(), settings, now=now)
+
+        assert sum(wave["sends"] for wave in plan.waves) == 10
+        assert {wave["at"] for wave in plan.waves} <= {now + timedelta(hours=hour) for hour in range(3)}
+        assert "Waves lie 1 h apart" in plan.advice[0]
+        with pytest.raises(Invalid, match="best_hour"):
+            create_campaign(session, draft(now, waves=3), now=now)
+
+
+def test_a_large_send_at_once_is_told_to_come_in_waves(database, add_contacts, settings, now):
+    """From 3,000 people on, where an experiment could learn from one wave to the next."""
+    with database.writing() as session:
+        add_template(session, bundled_template("offer"), now=now)
+        add_contacts(session, 3000)
+        experiment_id = open_experiment(session, NewExperiment("One", "subject", ARMS), now=now)
+        told = [
+            plan_campaign(session, create_campaign(session, new, now=now), Serving(), settings, now=now).advice
+            for new in (
+                draft(now, timing="at_start", experiments=[experiment_id]),
+                draft(now, timing="at_start"),
+                draft(now, timing="at_start", experiments=[experiment_id], waves=8),
+            )
+        ]
+
+    assert "set waves to 8" in told[0][0]
+    assert told[1:] == [(), ()]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

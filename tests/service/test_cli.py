@@ -127,6 +127,46 @@ def test_keys_are_made_listed_and_revoked(kairos: Callable[..., Any]):
     ]
 
 
+def test_experiments_are_listed_reported_and_ended(kairos: Callable[..., Any], tmp_path: Path):
+    """What the API changes the command line changes too, and the history says who."""
+    from datetime import UTC, datetime
+
+    from service.database import Database
+    from service.flow.decide import Arm, NewExperiment, open_experiment
+    from service.settings import Settings
+
+    assert answer(kairos("experiments", "list", "--json")) == {"experiments": []}
+    database = Database(Settings().database)
+    new = NewExperiment("Subjects", "subject", (Arm("a", "One"), Arm("b", "Two"), Arm("c", "Three")))
+    with database.writing() as session:
+        made = open_experiment(session, new, now=datetime.now(UTC))
+    database.close()
+    picture = tmp_path / "report.png"
+    listed = answer(kairos("experiments", "list", "--json"))["experiments"]
+    shown = answer(kairos("experiments", "show", made, "--json"))
+    report = answer(kairos("experiments", "report", made, "--png", str(picture), "--json"))
+    words = kairos("experiments", "report", made)[1]
+    kairos("experiments", "pause", made, "--arm", "b", "--reason", "out of stock")
+    kairos("experiments", "pause", made)
+    kairos("experiments", "resume", made)
+    ended = answer(kairos("experiments", "end", made, "--reason", "decided", "--json"))
+    late = kairos("experiments", "resume", made)
+
+    assert [one["id"] for one in listed] == [made]
+    assert shown["planning"]["sentences"]
+    assert report["verdict"]["kind"] == "too_early"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "Too early" in words
+    assert "earned against an even split" in words
+    assert [entry["what"] for entry in ended["history"]] == [
+        "arm 'b' paused: out of stock", "experiment paused", "experiment resumed", "experiment ended: decided",
+    ]  # fmt: skip
+    assert {entry["who"] for entry in ended["history"]} == {"command line"}
+    assert late[0] == 1
+    assert "has ended" in late[2]
+    assert kairos("experiments", "report", "exp_none")[0] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -46,6 +46,7 @@ def test_an_experiment_is_opened_and_read(key: Any):
     report = key("GET", f"/v1/experiments/{made['id']}/report").json()
 
     assert [arm["id"] for arm in made["arms"]] == ["plain", "loved"]
+    assert made.pop("planning")["sentences"]
     assert listed == [made] == [key("GET", f"/v1/experiments/{made['id']}").json()]
     assert [(arm["id"], arm["probability"], arm["sends"], arm["interval"]) for arm in report["arms"]] == [
         ("plain", 0.5, 0, None),

@@ -192,3 +192,51 @@ def test_an_empty_audience_plans_nothing(database, now):
         sends = schedule(session, intent(now), np.array([], dtype=np.int64), None, limits(), now=now)
 
         assert write_sends(session, sends, now=now) == 0
+
+
+def test_waves_are_spread_over_the_window_and_the_first_is_small(database, add_contacts, now):
+    """A tenth of the contacts first, equal parts afterwards; the wave's probability is the hour's propensity."""
+    with database.writing() as session:
+        keys = np.array(add_contacts(session, 3000))
+        plan = intent(now, timing="at_start", waves=4, window_end=now + timedelta(hours=8))
+        sends = schedule(session, plan, keys, None, limits(), now=now)
+        again = schedule(session, plan, keys, None, limits(), now=now)
+
+    starts, counts = np.unique(sends.due_at, return_counts=True)
+    assert [from_micros(at) for at in starts] == [now + timedelta(hours=2 * wave) for wave in range(4)]
+    assert np.all(np.abs(counts - 3000 * np.array([0.1, 0.3, 0.3, 0.3])) < 4 * np.sqrt(3000 * 0.21))
+    assert sends.hour_propensity == pytest.approx(np.where(sends.due_at == starts[0], 0.1, 0.3))
+    assert np.array_equal(again.due_at, sends.due_at)
+
+
+@pytest.mark.parametrize("minutes", [0, 25])
+def test_a_wave_that_meets_quiet_hours_leaves_when_they_end(database, add_contacts, now, minutes):
+    """In the contact's own zone, with the waves' probabilities added up where they leave together."""
+    begin = now.replace(hour=12, minute=minutes)
+    with database.writing() as session:
+        keys = np.array(add_contacts(session, 800, zones=ZONES))
+        plan = intent(begin, timing="at_start", waves=6, window_end=begin + timedelta(hours=24))
+        sends = schedule(session, plan, keys, None, limits(), now=begin)
+
+    assert set(sends.state) == {"planned"}
+    for i in range(len(sends)):
+        due = from_micros(sends.due_at[i])
+        local = due.astimezone(ZoneInfo(sends.timezone[i]))
+        assert plan.window_start <= due < plan.window_end
+        assert 7 <= local.hour < 22
+        assert local.hour == sends.assigned_local_hour[i]
+    for zone in ZONES:
+        mine = sends.timezone == zone
+        at, first = np.unique(sends.due_at[mine], return_index=True)
+        assert sends.hour_propensity[mine][first].sum() == pytest.approx(1)
+        share = np.array([(sends.due_at[mine] == one).mean() for one in at])
+        assert np.abs(share - sends.hour_propensity[mine][first]).max() < 4 * np.sqrt(0.25 / mine.sum())
+
+
+@pytest.mark.parametrize(("waves", "timing"), [(0, "at_start"), (97, "at_start"), (8, "best_hour"), (2, "spread")])
+def test_waves_that_do_not_fit_are_refused(database, add_contacts, now, waves, timing):
+    """The message names the number."""
+    with database.writing() as session:
+        keys = np.array(add_contacts(session, 2))
+        with pytest.raises(Invalid, match=str(waves)):
+            schedule(session, intent(now, timing=timing, waves=waves), keys, None, limits(), now=now)

@@ -1,0 +1,128 @@
+"""Guardrails: an arm that drives people away, or that they complain about, is taken out of the draw at once."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import case, func, select
+from sqlalchemy.orm import Session
+
+from features.tables import to_micros
+from service.experiments.lifecycle import arms_of, guardrails_of, pause_arm
+from service.tables import ArmRow, ExperimentRow, LearnerCellRow
+from training.guardrails import Judgement, judge_guardrails
+from training.policies.statistics import IntArray
+
+log = logging.getLogger(__name__)
+
+HOUR_MICROS = 3_600_000_000
+WHO = "guardrail"
+
+
+@dataclass(frozen=True)
+class HarmfulArm:
+    """A running arm that is to be paused, and why."""
+
+    experiment_id: str
+    arm_id: str
+    reason: str
+
+
+def harmful_arms(session: Session) -> list[HarmfulArm]:
+    """Running arms of running experiments that their guardrails speak against."""
+    found = []
+    events = func.sum(LearnerCellRow.unsubscribes + LearnerCellRow.complaints)
+    told = select(LearnerCellRow.experiment_id).group_by(LearnerCellRow.experiment_id).having(events > 0)
+    experiments = session.scalars(
+        select(ExperimentRow)
+        .where(ExperimentRow.status == "running", ExperimentRow.experiment_id.in_(told))
+        .order_by(ExperimentRow.experiment_id)
+    ).all()
+    for experiment in experiments:
+        arms = arms_of(session, experiment.experiment_id)
+        running = {arm.arm_id for arm in arms if arm.status == "running"}
+        for one in _judged(session, experiment, arms):
+            if one.is_paused and one.arm in running:
+                reason = one.sentence.removeprefix(f"{one.arm} is paused: ")
+                found.append(HarmfulArm(experiment.experiment_id, one.arm, reason))
+    return found
+
+
+def pause_harmful(session: Session, harmful: Sequence[HarmfulArm], *, now: datetime) -> None:
+    """Pause these arms; only a person resumes them."""
+    for one in harmful:
+        pause_arm(session, one.experiment_id, one.arm_id, reason=f"guardrail: {one.reason}", who=WHO, now=now)
+        log.warning(
+            "an arm was paused by its guardrail: %s",
+            one.reason,
+            extra={"action": "arm_paused", "experiment_id": one.experiment_id, "arm_id": one.arm_id},
+        )
+
+
+def judged_arms(session: Session, experiment: ExperimentRow) -> list[dict[str, Any]]:
+    """How things stand with each arm: evidence that it does more harm than the others (1: none, 100: paused)."""
+    return [asdict(one) for one in _judged(session, experiment, arms_of(session, experiment.experiment_id))]
+
+
+def arms_by_status(session: Session) -> dict[str, int]:
+    """Arms of experiments that have not ended: running, paused, paused_by_guardrail, retired."""
+    status = case(
+        ((ArmRow.status == "paused") & ArmRow.status_reason.like("guardrail:%"), "paused_by_guardrail"),
+        else_=ArmRow.status,
+    )
+    query = (
+        select(status, func.count())
+        .join(ExperimentRow, ExperimentRow.experiment_id == ArmRow.experiment_id)
+        .where(ExperimentRow.status != "ended")
+        .group_by(status)
+    )
+    none = dict.fromkeys(("running", "paused", "paused_by_guardrail", "retired"), 0)
+    return none | dict(session.execute(query).all())
+
+
+def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow]) -> list[Judgement]:
+    watched = guardrails_of(experiment)
+    names = [arm.arm_id for arm in arms]
+    waves, trials, unsubscribes, complaints = _harms(session, experiment.experiment_id, names)
+    # A person who resumed an arm has seen the evidence so far: it is judged by what was sent since.
+    judged: dict[str, Judgement] = {}
+    since: dict[int, list[str]] = defaultdict(list)
+    for arm in arms:
+        is_resumed = arm.status == "running" and arm.status_at is not None
+        since[to_micros(arm.status_at) // HOUR_MICROS if is_resumed and arm.status_at else -1].append(arm.arm_id)
+    for wave, of_arms in since.items():
+        later = waves > wave
+        for one in judge_guardrails(
+            names,
+            trials[:, later],
+            unsubscribes[:, later],
+            complaints[:, later],
+            watch_unsubscribes=watched["unsubscribes"],
+            watch_complaints=watched["complaints"],
+        ):
+            if one.arm in of_arms:
+                judged[one.arm] = one
+    return [judged[name] for name in names]
+
+
+def _harms(session: Session, experiment_id: str, arms: Sequence[str]) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Waves, and mails, unsubscribes and complaints of shape (n_arms, n_waves), segments together."""
+    cell = LearnerCellRow
+    rows = session.execute(
+        select(cell.arm_id, cell.wave, func.sum(cell.trials), func.sum(cell.unsubscribes), func.sum(cell.complaints))
+        .where(cell.experiment_id == experiment_id)
+        .group_by(cell.arm_id, cell.wave)
+    ).all()
+    waves = np.array(sorted({row[1] for row in rows}), dtype=np.int64)
+    column = {int(wave): i for i, wave in enumerate(waves)}
+    line = {arm: k for k, arm in enumerate(arms)}
+    counts = np.zeros((3, len(arms), len(waves)), dtype=np.int64)
+    for arm, wave, *told in rows:
+        counts[:, line[arm], column[wave]] = told
+    return waves, counts[0], counts[1], counts[2]

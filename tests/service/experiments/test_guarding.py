@@ -1,0 +1,113 @@
+"""Laws of `service.experiments.guarding`: an arm that drives people away is paused, by hand alone it comes back."""
+
+import logging
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import insert
+
+from features.tables import to_micros
+from service.experiments import (
+    arms_by_status,
+    edit_experiment,
+    experiment_report,
+    harmful_arms,
+    pause_experiment,
+    pause_harmful,
+    resume_arm,
+    shown_experiment,
+)
+from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
+from service.tables import LearnerCellRow
+
+ARMS = (Arm("calm", "News"), Arm("loud", "LAST CHANCE!!!"), Arm("third", "Hello"))
+
+
+def opened(session, now) -> str:
+    return open_experiment(session, NewExperiment("Subjects", "subject", ARMS), now=now)
+
+
+def count(session, experiment_id, now, *, unsubscribes=(0, 0, 0), complaints=(0, 0, 0), trials=2000, segment=""):
+    """One wave of equal arms, as the fold writes it."""
+    wave = to_micros(now) // 3_600_000_000
+    rows = [
+        {
+            "experiment_id": experiment_id, "arm_id": arm.arm_id, "wave": wave, "segment": segment, "trials": trials,
+            "successes": 100, "sum_shown_at": trials * (to_micros(now) // 1_000_000), "sum_rewards": 100.0,
+            "sum_squares": 100.0, "unsubscribes": unsubscribes[k], "complaints": complaints[k],
+        }
+        for k, arm in enumerate(ARMS)
+    ]  # fmt: skip
+    session.execute(insert(LearnerCellRow), rows)
+
+
+def found(session):
+    return [(one.experiment_id, one.arm_id) for one in harmful_arms(session)]
+
+
+def test_an_arm_that_drives_people_away_is_paused_with_its_reason(any_database, add_contacts, now, caplog):
+    """Four times the unsubscribes of the others: out of the draw at once, logged, counted, and in the history."""
+    with any_database.writing() as session:
+        keys = add_contacts(session, 100)
+        experiment_id = opened(session, now)
+        count(session, experiment_id, now, unsubscribes=(4, 18, 4))
+        count(session, experiment_id, now + timedelta(hours=1), unsubscribes=(4, 16, 5))
+        with caplog.at_level(logging.WARNING):
+            pause_harmful(session, harmful_arms(session), now=now + timedelta(hours=2))
+        arms = {arm["id"]: arm for arm in shown_experiment(session, experiment_id)["arms"]}
+        drawn = set(decide_for(session, experiment_id, keys, "visit", now=now + timedelta(hours=2)).arm_id)
+
+        assert arms["loud"]["status"] == "paused"
+        assert arms["loud"]["status_reason"].startswith("guardrail: 34 unsubscribes in 4,000 mails (0.85 %)")
+        assert drawn == {"calm", "third"}
+        assert [entry["who"] for entry in shown_experiment(session, experiment_id)["history"]] == ["guardrail"]
+        assert arms_by_status(session) == {"running": 2, "paused": 0, "paused_by_guardrail": 1, "retired": 0}
+        assert found(session) == []
+        report = experiment_report(session, experiment_id, now=now + timedelta(hours=2))
+        assert {one["arm"]: one["is_paused"] for one in report["guardrails"]}["loud"]
+    record = next(record for record in caplog.records if getattr(record, "action", "") == "arm_paused")
+    assert (record.experiment_id, record.arm_id) == (experiment_id, "loud")
+
+
+def test_a_resumed_arm_is_judged_by_what_was_sent_since(database, now):
+    """Who resumed it had seen the evidence; new harm pauses it again."""
+    with database.writing() as session:
+        experiment_id = opened(session, now)
+        count(session, experiment_id, now, unsubscribes=(8, 40, 8))
+        pause_harmful(session, harmful_arms(session), now=now + timedelta(hours=1))
+        later = now + timedelta(hours=2)
+        resume_arm(session, experiment_id, "loud", reason="a broken link", who="Ann", now=later)
+        assert found(session) == []
+        count(session, experiment_id, later + timedelta(hours=1), unsubscribes=(8, 40, 8))
+        assert found(session) == [(experiment_id, "loud")]
+
+
+def test_complaints_above_the_providers_limit_pause_an_arm_whatever_the_others_do(database, now):
+    """More than .3 % in 1,000 delivered mails."""
+    with database.writing() as session:
+        experiment_id = opened(session, now)
+        count(session, experiment_id, now, complaints=(7, 7, 6))
+        assert found(session) == [(experiment_id, "calm"), (experiment_id, "loud")]
+
+
+@pytest.mark.parametrize("case", ["equal", "switched off", "experiment paused", "nothing"])
+def test_an_arm_that_does_no_harm_or_is_not_watched_runs_on(database, now, case):
+    """Equal arms, a guardrail that is off, an experiment that draws nothing."""
+    with database.writing() as session:
+        experiment_id = opened(session, now)
+        harms = {"equal": (9, 11, 10), "nothing": (0, 0, 0)}.get(case, (4, 40, 4))
+        count(session, experiment_id, now, unsubscribes=harms)
+        if case == "switched off":
+            edit_experiment(session, experiment_id, {"guardrails": {"unsubscribes": False}}, who="Ann", now=now)
+        if case == "experiment paused":
+            pause_experiment(session, experiment_id, reason="", who="Ann", now=now)
+        assert found(session) == []
+
+
+def test_segments_are_judged_together(database, now):
+    """Harm that is spread over segments is one harm."""
+    with database.writing() as session:
+        experiment_id = opened(session, now)
+        for segment in ("DE", "FR", "other", ""):
+            count(session, experiment_id, now, unsubscribes=(2, 10, 2), trials=500, segment=segment)
+        assert found(session) == [(experiment_id, "loud")]
