@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from features.tables import current, to_micros
 from service.errors import Invalid, NotFound
+from service.flow.decide import allocation_of
 from service.flow.reward import CURSOR
 from service.tables import ArmRow, CursorRow, DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
 from training.off_policy import (
@@ -305,7 +305,7 @@ def _of_snapshots(session: Session, log: ExperimentLog, snapshot_ids: np.ndarray
         query = select(SnapshotRow).where(
             SnapshotRow.experiment_id == log.experiment_id, SnapshotRow.snapshot_id.in_(some)
         )
-        allocations = {row.snapshot_id: _allocation(row) for row in session.scalars(query)}
+        allocations = {row.snapshot_id: allocation_of(row) for row in session.scalars(query)}
         for snapshot_id in some:
             if snapshot_id not in allocations:
                 raise NotFound(
@@ -323,18 +323,6 @@ def _of_snapshots(session: Session, log: ExperimentLog, snapshot_ids: np.ndarray
 def _fits(allocation: Allocation, contexts: np.ndarray | None) -> bool:
     return (
         contexts is not None and allocation.ensemble is not None and contexts.shape[1] == allocation.ensemble.shape[2]
-    )
-
-
-def _allocation(snapshot: SnapshotRow) -> Allocation:
-    kept = snapshot.policy
-    return Allocation(
-        tuple(kept["arms"]),
-        np.array(kept["pmf"], dtype=np.float64),
-        kept.get("reason", ""),
-        by_segment={name: np.array(pmf, dtype=np.float64) for name, pmf in kept.get("by_segment", {}).items()},
-        ensemble=None if snapshot.ensemble is None else np.load(io.BytesIO(snapshot.ensemble), allow_pickle=False),
-        uniform=kept.get("uniform", 0.0),
     )
 
 
