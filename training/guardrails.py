@@ -12,11 +12,12 @@ from scipy import special
 from training.policies.statistics import FloatArray
 from training.sample_ratio import tilt_log_ratios
 
-#: An arm is paused once its e-value reaches 1 / ALPHA: so rarely is an arm paused that is no worse than the others.
+#: So rarely does an experiment of harmless arms see one paused: an arm is paused once its e-value reaches
+#: n_arms / ALPHA.
 ALPHA = 0.01
 #: The arm's rate over the others' that the test looks for. Below about 1.6 times the evidence shrinks in expectation:
-#: such an arm is practically never paused, though the guarantee is only for arms that are no worse at all.
-SOUGHT = (2.5, 4.0)
+#: an arm a tenth worse is hardly ever paused, though the guarantee is only for arms that are no worse at all.
+SOUGHT = (2.5, 3.5)
 #: An arm's rate over the others' that is still tolerated.
 TOLERATED = 1.0
 #: Mailbox providers turn a sender away beyond this share of complaints.
@@ -53,9 +54,9 @@ def harm_log_e(
     together: the wave's base rate cancels, however it moves with the hour. Each event is one draw from that law,
     whatever the allocation has learned from earlier ones; so the likelihood ratio of a sought r against the tolerated
     one, averaged over those sought, is a nonnegative supermartingale for every arm with r at most as tolerated in
-    every wave, and passes ``1 / alpha`` with probability at most alpha, ever (Ville 1939). The guarantee is for each
-    arm by itself: with K harmless arms at most ``K alpha`` of tests pause any. The null is composite: how the others
-    compare among themselves does not matter, but beside an arm that is much better than the rest, the rest is worse.
+    every wave, and passes ``K / alpha`` with probability at most ``alpha / K``, ever (Ville 1939): of experiments
+    with K harmless arms at most alpha see any of them pass. The null is composite: how the others compare among
+    themselves does not matter, but beside an arm that is much better than the rest, the rest is worse.
 
     With ``shares`` left out the realised shares of the trials stand in: the counts are then hypergeometric, which
     spread less than the binomial (Hoeffding 1963), so equal arms stay below alpha; for tolerated ratios other than 1
@@ -82,7 +83,7 @@ def harm_log_e(
     Of ten who unsubscribed nine had the second arm.
 
     >>> harm_log_e([[1000], [1000]], [[1], [9]]).round(2).tolist()
-    [[-5.33], [3.04]]
+    [[-5.27], [2.94]]
     """
     shown, came = np.asarray(trials), np.asarray(events)
     if shown.shape != came.shape or shown.ndim < 2:
@@ -113,8 +114,9 @@ def judge_guardrails(
 ) -> tuple[Judgement, ...]:
     """One judgement an arm, from all counts so far; made to be asked again whenever counts have moved.
 
-    An arm is to be paused when the e-value of its unsubscribes or of its complaints reaches ``1 / alpha``, or when it
-    has more than .3 % complaints in 1,000 delivered mails or more. Each of the two tests holds alpha by itself.
+    An arm is to be paused when the e-value of its unsubscribes or of its complaints reaches ``n_arms / alpha``, or
+    when it has more than .3 % complaints in 1,000 delivered mails or more. Each of the two tests holds alpha, over
+    all arms, by itself.
 
     Parameters
     ----------
@@ -130,7 +132,7 @@ def judge_guardrails(
     >>> calm.is_paused, bad.is_paused
     (False, True)
     >>> bad.sentence
-    'b is paused: 40 unsubscribes in 5,000 mails (0.80 %) against 10 in 5,000 (0.20 %) of the other arms, e = 10,578'
+    'b is paused: 40 unsubscribes in 5,000 mails (0.80 %) against 10 in 5,000 (0.20 %) of the other arms, e = 10,037'
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha {alpha} is no share of false alarms; choose one above 0 and below 1")
@@ -153,7 +155,7 @@ def judge_guardrails(
         why = None
         for name in counts:
             e, own, others = e_values[name][k], int(sums[name][k]), int(sums[name].sum() - sums[name][k])
-            if e >= 1 / alpha and why is None:
+            if e >= len(arms) / alpha and why is None:
                 why = (
                     f"{own:,} {name} in {n:,} mails ({_percent(own, n)}) against {others:,} in {rest:,} "
                     f"({_percent(others, rest)}) of the other arms, e = {e:,.0f}"

@@ -12,6 +12,7 @@ from scipy import special
 
 from training.batches import Batches
 from training.decision_aids import shrink
+from training.guardrails import ALPHA as GUARDRAIL_ALPHA
 from training.guardrails import harm_log_e
 from training.inference import ConfidenceSequence, Plan, Weights, against_uniform, arm_mean, difference
 from training.policies import BetaBernoulliThompson, CountPolicy, DelayCdf, FixedSplit
@@ -282,7 +283,7 @@ def guardrail_pauses(
     base = 1 + swing * np.sin(2 * np.pi * np.arange(n_waves) / 8)
     events = rng.binomial(trials, np.asarray(rates)[:, None] * base)
     log_e = harm_log_e(trials, events, np.broadcast_to(shares[:, None], trials.shape))
-    return np.asarray((log_e >= np.log(100.0)).any(axis=-1), dtype=np.bool_)
+    return np.asarray((log_e >= np.log(n_arms / GUARDRAIL_ALPHA)).any(axis=-1), dtype=np.bool_)
 
 
 def sample_ratio_alarms(experiment: Experiment, floor: float | None = None) -> NDArray[np.bool_]:
@@ -446,10 +447,8 @@ def reports_report(runs: int = 1000, *, seed: int = 11) -> dict[str, Any]:
             "four_times_0.2_percent_three_arms": _share(
                 guardrail_pauses((0.002, 0.002, 0.008), runs=runs, seed=seed)[:, 2]
             ),
-            "equal_0.2_percent": _share(equal[0][:, 1]),
-            "equal_1_percent": _share(equal[1][:, 1]),
-            "equal_0.2_percent_any_arm": _share(np.asarray(equal[0].any(axis=1), dtype=np.bool_)),
-            "equal_1_percent_any_arm": _share(np.asarray(equal[1].any(axis=1), dtype=np.bool_)),
+            "equal_0.2_percent": _share(np.asarray(equal[0].any(axis=1), dtype=np.bool_)),
+            "equal_1_percent": _share(np.asarray(equal[1].any(axis=1), dtype=np.bool_)),
             "least": 0.9,
             "most_when_equal": 0.01,
         },

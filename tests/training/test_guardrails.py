@@ -30,7 +30,7 @@ def test_harm_is_paused_within_ten_thousand_sends_and_equal_arms_hardly_ever() -
     assert guardrail_pauses((0.002, 0.008), runs=1000, seed=1)[:, 1].mean() >= 0.9
     assert guardrail_pauses((0.01, 0.025), runs=1000, seed=2)[:, 1].mean() >= 0.9
     for rates in ((0.002, 0.002), (0.01, 0.01, 0.01)):
-        assert np.all(guardrail_pauses(rates, runs=1000, seed=3, n_sends=40_000).mean(axis=0) <= 0.01)
+        assert guardrail_pauses(rates, runs=1000, seed=3, n_sends=40_000).any(axis=1).mean() <= 0.01
 
 
 def test_an_arm_shown_in_bad_hours_is_not_taken_for_a_bad_arm() -> None:
