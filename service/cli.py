@@ -926,7 +926,9 @@ def _report_lines(report: dict[str, Any]) -> str:
     for arm in report["arms"]:
         mean = means[arm["id"]]
         told = mean["why"] or f"{mean['estimate']:.4g} ({mean['lower']:.4g} to {mean['upper']:.4g})"
-        probability = "not in the draw" if arm["probability"] is None else f"drawn with {arm['probability']:.0%}"
+        probability = (
+            "not in the draw" if arm["probability"] is None else f"drawn with {100 * arm['probability']:.0f} %"
+        )
         lines.append(f"  {arm['id']}: {arm['successes']:,} of {arm['sends']:,} so far; mean {told}; {probability}")
         if arm["status"] != "running":
             lines.append(f"    {arm['status']}: {arm['status_reason']}")
