@@ -31,6 +31,8 @@ DECIDE_AHEAD = timedelta(minutes=10)
 #: Sends claimed, rendered and delivered at a time.
 BATCH = 250
 LEASE_SECONDS = 300.0
+#: Events that one transaction learns from: other writers get their turn between two.
+LEARNED_AT_ONCE = 2_000
 LAKE_INTERVAL = timedelta(minutes=15)
 IDLE_SECONDS = 1.0
 #: The daily round of the feature store is looked at this often; a stop waits for it at most so long.
@@ -100,12 +102,17 @@ class Worker:
             if not hits:
                 break
             settled += hits
-        with self.database.writing() as session:
-            learned = learn(session, now=now)
-        paused = self._guard(now) if learned.events else 0
+        learned = 0
+        while True:
+            with self.database.writing() as session:
+                read = learn(session, now=now, most=LEARNED_AT_ONCE)
+            learned += read.events
+            if not read.has_more:
+                break
+        paused = self._guard(now) if learned else 0
         with self.database.writing() as session:
             decided = decide(session, now=now, look_ahead=DECIDE_AHEAD)
-        return settled, learned.events, paused, len(decided.send_ids)
+        return settled, learned, paused, len(decided.send_ids)
 
     def _guard(self, now: datetime) -> int:
         """Take the arms out of the draw that their guardrails speak against; returns how many."""

@@ -1,10 +1,12 @@
-"""Live prediction over HTTP, and tracking hits: latency as a client sees it, beside an endpoint that does nothing."""
+"""Live prediction and one decision over HTTP: latency as a client sees it, beside an endpoint that does nothing."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import httpx
 import numpy as np
 
 from features.lake import Lake
+from features.views import DEFAULT_VIEWS
 from service.app import create_app
 from service.clock import SimulatedClock
 from service.database import Database
 from service.demo import free_port, serving_http, write_contacts, write_events
+from service.flow.decide import Arm, NewExperiment, open_experiment
 from service.jobs import score_contacts, train_model
 from service.keys import create_key
 from service.settings import Settings
@@ -24,6 +28,14 @@ from training.simulation import World
 
 END = datetime(2026, 3, 2, tzinfo=UTC)
 N_CONTACTS, N_DAYS, N_REQUESTS = 2_000, 120, 2_000
+ARMS = tuple(Arm(f"arm_{number}", f"Subject {number}") for number in range(10))
+#: Experiments that a decision is asked of: one that counts, and one that looks at the contact's vector.
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "decision": {"floor": 0.02},
+    "linear_decision": {
+        "floor": 0.02, "policy": "linear", "context": {"features": list(DEFAULT_VIEWS.names[:29])},
+    },
+}  # fmt: skip
 
 
 def run() -> dict[str, Any]:
@@ -44,7 +56,11 @@ def run() -> dict[str, Any]:
         serving = Serving()
         app = create_app(settings, database, SimulatedClock(END), serving)
         with database.writing() as session:
-            _, secret = create_key(session, "bench", ["read"], END)
+            _, secret = create_key(session, "bench", ["read", "write"], END)
+            experiments = {
+                name: open_experiment(session, NewExperiment("Bench", "subject", ARMS, **asked), now=END)
+                for name, asked in EXPERIMENTS.items()
+            }
         with (
             serving_http(app, port),
             httpx.Client(
@@ -62,6 +78,10 @@ def run() -> dict[str, Any]:
                 "nothing": _latency(client, ["/healthz"] * N_REQUESTS),
                 "vector": _latency(client, [f"/v1/contacts/{user}/vector" for user in users]),
                 "predictions": _latency(client, [f"/v1/contacts/{user}/predictions" for user in users]),
+                **{
+                    name: _decision_latency(client, experiment_id, users.tolist())
+                    for name, experiment_id in experiments.items()
+                },
             }
         database.close()
     report["predictions_over_nothing"] = round(report["predictions"]["p50_ms"] / report["nothing"]["p50_ms"], 2)
@@ -69,13 +89,26 @@ def run() -> dict[str, Any]:
 
 
 def _latency(client: httpx.Client, paths: list[str]) -> dict[str, float]:
-    for path in paths[:20]:
-        client.get(path).raise_for_status()
+    return _timed([partial(client.get, path) for path in paths])
+
+
+def _decision_latency(client: httpx.Client, experiment_id: str, users: list[str]) -> dict[str, float]:
+    """One new decision a request, each with its row and its event on disk before the answer."""
+    bodies = [
+        {"experiment": experiment_id, "user_ids": [user], "occurrence": f"visit-{number}"}
+        for number, user in enumerate(users)
+    ]
+    return _timed([partial(client.post, "/v1/decisions", json=body) for body in bodies])
+
+
+def _timed(requests: list[Callable[[], httpx.Response]]) -> dict[str, float]:
+    for request in requests[:20]:
+        request().raise_for_status()
     took = []
-    for path in paths:
+    for request in requests[20:]:
         begin = time.perf_counter()
-        response = client.get(path)
+        response = request()
         took.append(time.perf_counter() - begin)
         response.raise_for_status()
     p50, p99 = np.quantile(took, [0.5, 0.99]) * 1000
-    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "requests": len(paths)}
+    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "requests": len(took)}

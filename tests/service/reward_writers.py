@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from features.events import NewEvent, append
 from features.tables import to_micros
@@ -20,6 +21,7 @@ from features.vocabulary import REWARD_RECEIVED
 from service.database import Database
 from service.flow.reward import learn
 from service.tables import DecisionRow
+from service.worker import LEARNED_AT_ONCE
 
 #: Rewards of one request.
 BATCH = 100
@@ -47,8 +49,13 @@ def report(url: str, number: int, of: int, seed: int) -> None:
             )
             for i in twice[start : start + BATCH]
         ]  # fmt: skip
-        with database.writing() as session:
-            append(session, events, received_at=to_micros(now))
+        while True:  # as a client does that was told to try again
+            try:
+                with database.writing() as session:
+                    append(session, events, received_at=to_micros(now))
+                break
+            except OperationalError:
+                time.sleep(0.2)
     database.close()
 
 
@@ -57,9 +64,12 @@ def learn_on(url: str, stop: str) -> None:
     database = Database(url)
     while True:
         is_last = Path(stop).exists()
-        with database.writing() as session:
-            learn(session, now=datetime.now(UTC))
-        if is_last:
+        try:
+            with database.writing() as session:
+                has_more = learn(session, now=datetime.now(UTC), most=LEARNED_AT_ONCE).has_more
+        except OperationalError:
+            continue
+        if is_last and not has_more:
             break
         time.sleep(0.05)
     database.close()

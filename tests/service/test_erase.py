@@ -34,11 +34,11 @@ from service.database import Database
 from service.erase import REASON, awaiting_files, erase_contacts
 from service.erase_files import finish_erasures
 from service.errors import Invalid, NotFound
-from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
+from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment, replay
 from service.flow.deliver import claim, deliver
 from service.flow.ingest import ingest
 from service.flow.render import gather, render
-from service.flow.reward import learn, rebuild, statistics
+from service.flow.reward import evidence, learn, rebuild, statistics
 from service.hits import Hit, record_hits, settle
 from service.links import LinkBook, link_ids
 from service.providers.outbox import OutboxProvider
@@ -49,9 +49,11 @@ from service.tables import (
     CampaignRow,
     ConsentRow,
     ContactRow,
+    CreditRow,
     DecisionRow,
     ErasureRow,
     EventRow,
+    ExperimentRow,
     HitRow,
     IdentityRow,
     LinkRow,
@@ -64,6 +66,7 @@ from service.tables import (
 )
 from service.templates import NewTemplate, add_template
 from service.worker import Worker
+from tests.service.flow.shown import assert_same, new_experiment, order, show, state
 from tests.service.mailing import send_row
 from training import conversion
 from training.datasets import DAY_MICROS, Definition, training_set
@@ -803,3 +806,44 @@ def test_no_copy_stays_in_a_page_of_the_database(home_database: tuple[Database, 
     assert CANARY.encode() not in b"".join(path.read_bytes() for path in settings.home.iterdir())
     with database.reading() as session:
         assert session.execute(text("pragma integrity_check")).scalar_one() == "ok"
+
+
+def test_what_an_erased_contact_taught_stays_and_what_was_seen_of_it_goes(any_database, settings, add_contacts, now):
+    """Contexts, segments and credits go; counts move to no segment, matrices stay, and a rebuild gives the same."""
+    with any_database.writing() as session:
+        keys = add_contacts(session, 12)
+        session.execute(update(ContactRow).values(traits={"country": "DE"}))
+        ids = [
+            open_experiment(session, new_experiment(reward="conversion", **changes), now=now)
+            for changes in (
+                {"segment_by": {"trait": "country", "values": ["DE"]}},
+                {"policy": "linear", "context": {"features": ["orders_ever", "revenue_ever"]}},
+            )
+        ]
+        for experiment_id in ids:
+            show(session, experiment_id, keys, "visit", now)
+        later = now + timedelta(hours=1)
+        append(session, [order(key, later, f"o{key}", 100 * key) for key in keys], received_at=to_micros(later))
+        learn(session, now=later)
+        before = [evidence(session, session.get_one(ExperimentRow, one), now=later) for one in ids]
+    erase_contacts(any_database, settings, ["u0", "u1"], now=later)
+    with any_database.writing() as session:
+        erased = session.scalars(select(DecisionRow).where(DecisionRow.contact_key.in_(keys[:2]))).all()
+        seen = {(row.context, row.segment) for row in erased}
+        credited = set(session.scalars(select(CreditRow.contact_key)))
+        after = [evidence(session, session.get_one(ExperimentRow, one), now=later) for one in ids]
+        live = state(session)
+        replays = replay(session, [row.decision_id for row in erased])
+        rebuild(session)
+        learn(session, now=later)
+        again = state(session)
+
+    assert seen == {(None, None)}
+    assert credited == set(keys[2:])
+    assert after[0].segments == ("", "DE")
+    assert after[0].trials.sum(axis=(1, 2)).tolist() == [2, 10]
+    assert np.array_equal(after[0].pooled().successes, before[0].pooled().successes)
+    np.testing.assert_allclose(after[1].gram, before[1].gram, rtol=1e-9)
+    np.testing.assert_allclose(after[1].moments, before[1].moments, rtol=1e-9, atol=1e-9)
+    assert all(one.why and not one.is_equal for one in replays)
+    assert_same(again, live)

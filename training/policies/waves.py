@@ -202,7 +202,7 @@ def comparing_share(
     return np.clip(information, 0.0, 1.0)
 
 
-def design_effect(trials: IntArray, successes: IntArray) -> float:
+def design_effect(trials: IntArray, successes: IntArray) -> FloatArray:
     """Variance of a count of successes over that of independent trials, from contacts with several trials each.
 
     ``1 + (n0 - 1) rho`` with the intraclass correlation rho by analysis of variance: what an arm's evidence is too
@@ -211,8 +211,12 @@ def design_effect(trials: IntArray, successes: IntArray) -> float:
 
     Parameters
     ----------
-    trials, successes : ndarray of int64, shape (n_contacts,)
+    trials, successes : ndarray of int64, shape (..., n_contacts)
         Of one arm, or of all arms together where they differ little.
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
 
     Raises
     ------
@@ -227,21 +231,22 @@ def design_effect(trials: IntArray, successes: IntArray) -> float:
     --------
     Contacts who answer all of their four mails or none: four mails are worth one.
 
-    >>> round(design_effect(np.full(1000, 4), np.tile([0, 4], 500)), 2)
+    >>> float(design_effect(np.full(1000, 4), np.tile([0, 4], 500)).round(2))
     4.0
     """
-    shown = np.asarray(trials)
-    n, s = shown[shown > 0].astype(np.float64), np.asarray(successes)[shown > 0].astype(np.float64)
-    if len(n) < 30:
-        raise ValueError(f"{len(n)} contacts are too few to measure how alike their answers are; collect 30")
+    n, s = np.asarray(trials, dtype=np.float64), np.asarray(successes, dtype=np.float64)
+    contacts = np.count_nonzero(n > 0, axis=-1)
+    if np.min(contacts) < 30:
+        raise ValueError(f"{np.min(contacts)} contacts are too few to measure how alike their answers are; collect 30")
     if np.any(s > n):
         raise ValueError("a contact has more successes than trials; count at most one success a trial")
-    total = n.sum()
-    # Size of a contact's cluster as the variance of a sum over contacts sees it.
-    size = (n**2).sum() / total
-    n0 = (total - size) / (len(n) - 1)
-    between = (n * (s / n - s.sum() / total) ** 2).sum() / (len(n) - 1)
-    within = (s * (n - s) / n).sum() / max(total - len(n), 1.0)
+    total = n.sum(axis=-1)
+    rate = s / np.maximum(n, 1.0)
+    size = (n**2).sum(axis=-1) / total  # mails of the contact of a mail drawn at random
+    n0 = (total - size) / (contacts - 1)
+    between = (n * (rate - (s.sum(axis=-1) / total)[..., None]) ** 2).sum(axis=-1) / (contacts - 1)
+    within = (s * (1.0 - rate)).sum(axis=-1) / np.maximum(total - contacts, 1.0)
     spread = between + (n0 - 1) * within
-    correlation = (between - within) / spread if spread > 0 and total > len(n) else 0.0
-    return float(1.0 + (size - 1.0) * max(correlation, 0.0))
+    measurable = (spread > 0) & (total > contacts)
+    correlation = np.where(measurable, (between - within) / np.where(measurable, spread, 1.0), 0.0)
+    return np.asarray(1.0 + (size - 1.0) * np.maximum(correlation, 0.0), dtype=np.float64)

@@ -87,22 +87,37 @@ class Learned:
     rewards: int
     snapshots: int
     log_seq: int
+    #: The log has news that were left to the next call.
+    has_more: bool = False
 
 
-def learn(session: Session, *, now: datetime, snapshot_interval: timedelta = SNAPSHOT_INTERVAL) -> Learned:
-    """Fold the log's news into rewards and counts, and give each experiment that changed its next snapshot."""
+def learn(
+    session: Session, *, now: datetime, snapshot_interval: timedelta = SNAPSHOT_INTERVAL, most: int | None = None
+) -> Learned:
+    """Fold the log's news into rewards and counts, and give each experiment that changed its next snapshot.
+
+    Parameters
+    ----------
+    most : int, optional
+        Events after which the rest, and the snapshots, are left to the next call: other writers get their turn.
+    """
     cursor = _locked_cursor(session)
     fold = Fold(session)
     n_events = 0
     head = current(session, "event_seq")
-    for page in _pages(iterate_after(session, cursor.position, kinds=LEARNED_KINDS)):
+    size = CHUNK if most is None else min(CHUNK, most)
+    for page in _pages(iterate_after(session, cursor.position, kinds=LEARNED_KINDS, page=size), size):
         n_events += len(page)
         fold.take(page)
         cursor.position = page[-1].seq
-    cursor.position = max(cursor.position, head)  # what is of other kinds is not looked at again
+        if most is not None and n_events >= most:
+            break
+    has_more = most is not None and n_events >= most
+    if not has_more:
+        cursor.position = max(cursor.position, head)  # what is of other kinds is not looked at again
     fold.write()
-    snapshots = _snapshots(session, cursor.position, now, snapshot_interval)
-    return Learned(n_events, fold.n_trials, fold.n_rewards, snapshots, cursor.position)
+    snapshots = 0 if has_more else _snapshots(session, cursor.position, now, snapshot_interval)
+    return Learned(n_events, fold.n_trials, fold.n_rewards, snapshots, cursor.position, has_more)
 
 
 def rebuild(session: Session) -> None:
@@ -223,11 +238,11 @@ def _locked_cursor(session: Session) -> CursorRow:
     return cursor
 
 
-def _pages(events: Iterable[LoggedEvent]) -> Iterable[list[LoggedEvent]]:
+def _pages(events: Iterable[LoggedEvent], size: int) -> Iterable[list[LoggedEvent]]:
     page: list[LoggedEvent] = []
     for event in events:
         page.append(event)
-        if len(page) == CHUNK:
+        if len(page) == size:
             yield page
             page = []
     if page:

@@ -5,9 +5,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
 from service.database import Database
-from service.flow.reward import learn
+from service.flow.decide import open_experiment
+from service.flow.reward import learn, statistics
+from service.tables import ArmRow, DecisionRow
+from tests.service.flow.shown import new_experiment
 
 SUBJECTS = {
     "name": "Subject",
@@ -274,3 +278,83 @@ def test_a_template_shows_the_slots_that_experiments_may_fill(key: Any):
     answer = key("POST", "/v1/templates", json={"id": "slotted", "subject": "News", "source": source})
 
     assert answer.json()["slots"] == ["subject", "hero"]
+
+
+def test_who_is_held_out_gets_no_arm(key: Any, database: Database, now: datetime):
+    """``arm`` is null and ``holdout`` true; the decision is logged with the arm that was drawn, and is no trial."""
+    experiment = opened_with(database, now, holdout_share=0.5)
+    users = [f"u{i}" for i in range(40)]
+    asked = {"experiment": experiment, "user_ids": users, "occurrence": "home"}
+    made = key("POST", "/v1/decisions", json=asked).json()["decisions"]
+    held = [one for one in made if one["holdout"]]
+    with database.writing() as session:
+        learn(session, now=now + timedelta(hours=1))
+        trials = statistics(session, experiment, now=now).trials.sum()
+    shown = key("GET", f"/v1/decisions/{held[0]['decision_id']}").json()
+
+    assert 8 < len(held) < 32
+    assert {one["arm"] for one in held} == {None}
+    assert trials == 40 - len(held)
+    assert shown["holdout"] is True
+    assert shown["arm"] in ("a", "b", "c")
+    assert shown["replay"]["is_equal"] is True
+
+
+def test_eligible_arms_all_paused_and_unknown_ones(key: Any, database: Database, now: datetime):
+    """Only the eligible are drawn; none of them running is 409 with the remedy, an unknown one 422."""
+    experiment = opened_with(database, now)
+    asked = {"experiment": experiment, "user_ids": ["a", "b", "c"], "occurrence": "home", "eligible": ["b"]}
+    made = key("POST", "/v1/decisions", json=asked).json()["decisions"]
+    unknown = key("POST", "/v1/decisions", json=asked | {"occurrence": "2", "eligible": ["z"]})
+    with database.writing() as session:
+        session.execute(update(ArmRow).values(status="paused"))
+    paused = key("POST", "/v1/decisions", json=asked | {"occurrence": "3", "eligible": None})
+
+    assert {(one["arm"], one["propensity"]) for one in made} == {("b", 1.0)}
+    assert (unknown.status_code, paused.status_code) == (422, 409)
+    assert "'z'" in unknown.json()["detail"]
+    assert "resume an arm" in paused.json()["detail"]
+
+
+def test_rewards_say_when_they_happened(key: Any, database: Database, clock: Any, now: datetime):
+    """From inside the window they count however late; outside it they earn nothing; impossible instants are 422."""
+    experiment = opened_with(database, now)
+    asked = {"experiment": experiment, "user_ids": ["a", "b", "c"], "occurrence": "home"}
+    ids = [one["decision_id"] for one in key("POST", "/v1/decisions", json=asked).json()["decisions"]]
+    clock.move_to(now + timedelta(hours=100))
+
+    def told(decision_id: str, hours: float) -> Any:
+        at = (now + timedelta(hours=hours)).isoformat()
+        return key("POST", "/v1/rewards", json={"decision_id": decision_id, "kind": "click", "occurred_at": at})
+
+    assert told(ids[0], 5).json() == {"stored": 1, "duplicates": 0}
+    assert told(ids[1], 80).json() == {"stored": 1, "duplicates": 0, "late": 1}
+    for hours in (-1, 101):
+        answer = told(ids[2], hours)
+        assert answer.status_code == 422
+        assert "check the clock" in answer.json()["detail"]
+    with database.writing() as session:
+        learn(session, now=now + timedelta(hours=100))
+        assert statistics(session, experiment, now=now).successes.sum() == 1
+
+
+def test_a_linear_decision_over_http_replays(key: Any, database: Database, now: datetime):
+    """What the policy saw of a contact is kept with the decision, and drawn again from."""
+    key(
+        "POST",
+        "/v1/track",
+        json={"userId": "a", "event": "Order Completed", "properties": {"order_id": "1", "total": 9}},
+    )
+    experiment = opened_with(database, now, policy="linear", context={"features": ["orders_ever"]})
+    asked = {"experiment": experiment, "user_ids": ["a", "new"], "occurrence": "home"}
+    made = key("POST", "/v1/decisions", json=asked).json()["decisions"]
+
+    for one in made:
+        assert key("GET", f"/v1/decisions/{one['decision_id']}").json()["replay"]["is_equal"] is True
+    with database.reading() as session:
+        assert all(len(context) == 8 for context in session.scalars(select(DecisionRow.context)))
+
+
+def opened_with(database: Database, now: datetime, **changes: Any) -> str:
+    with database.writing() as session:
+        return open_experiment(session, new_experiment(**changes), now=now, salt="api")
