@@ -448,6 +448,8 @@ def reports_report(runs: int = 1000, *, seed: int = 11) -> dict[str, Any]:
             ),
             "equal_0.2_percent": _share(equal[0][:, 1]),
             "equal_1_percent": _share(equal[1][:, 1]),
+            "equal_0.2_percent_any_arm": _share(np.asarray(equal[0].any(axis=1), dtype=np.bool_)),
+            "equal_1_percent_any_arm": _share(np.asarray(equal[1].any(axis=1), dtype=np.bool_)),
             "least": 0.9,
             "most_when_equal": 0.01,
         },
