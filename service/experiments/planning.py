@@ -146,7 +146,8 @@ def planning(
         rest = n_arms - 1
         least = sends_needed(base.mean, lift, alpha=0.05 / rest, allocation=[floor, 1 - rest * floor])
         sentences.append(
-            f"If the split moves all the way to one arm (floor {100 * floor:.0f} %), up to {_round(least.sends):,} sends."
+            f"If the split moves all the way to the better arm, the control keeping its floor of {100 * floor:.0f} %, "
+            f"up to {_round(least.sends):,} sends."
         )
     uniform_until = _uniform_until(session, experiment, base, n_arms, planned)
     if uniform_until is not None:
