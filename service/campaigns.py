@@ -222,8 +222,8 @@ def _advice(campaign: CampaignRow, audience_size: int, has_experiment: bool) -> 
         return ()
     hours, needed = apart.total_seconds() / 3600, wanted.total_seconds() / 3600
     return (
-        f"Waves lie {hours:.2g} h apart, when {float(delay(hours)):.0%} of the answers have come in; a window of "
-        f"{needed * campaign.waves:.0f} h lets each learn from the one before.",
+        f"Waves lie {hours:.2g} h apart, when {100 * float(delay(hours)):.0f} % of the answers have come in; "
+        f"a window of {needed * campaign.waves:.0f} h lets each learn from the one before.",
     )
 
 

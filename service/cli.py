@@ -926,7 +926,9 @@ def _report_lines(report: dict[str, Any]) -> str:
     for arm in report["arms"]:
         mean = means[arm["id"]]
         told = mean["why"] or f"{mean['estimate']:.4g} ({mean['lower']:.4g} to {mean['upper']:.4g})"
-        probability = "not in the draw" if arm["probability"] is None else f"drawn with {arm['probability']:.0%}"
+        probability = (
+            "not in the draw" if arm["probability"] is None else f"drawn with {100 * arm['probability']:.0f} %"
+        )
         lines.append(f"  {arm['id']}: {arm['successes']:,} of {arm['sends']:,} so far; mean {told}; {probability}")
         if arm["status"] != "running":
             lines.append(f"    {arm['status']}: {arm['status_reason']}")
@@ -1108,6 +1110,17 @@ def simulate_responses_command(
         raise typer.Exit(1)
 
 
+def _figures(report: Mapping[str, Any]) -> str:
+    """One line a figure: value, standard error, bound."""
+    width = max(map(len, report))
+    lines = []
+    for name, figure in report.items():
+        error = "" if figure["standard_error"] is None else f"± {figure['standard_error']:.4f}"
+        mark = "" if figure["within"] else "  OUTSIDE"
+        lines.append(f"{name:{width}}  {figure['value']:8.4f} {error:9}  {figure.get('bound', '')}{mark}".rstrip())
+    return "\n".join(lines)
+
+
 @simulate.command("reports")
 def simulate_reports_command(
     runs: Annotated[int, typer.Option(min=2, help="Runs of each world.")] = 1000,
@@ -1127,17 +1140,6 @@ def simulate_reports_command(
         _note(f"kairos: {line}")
     if broken:
         raise typer.Exit(1)
-
-
-def _figures(report: Mapping[str, Any]) -> str:
-    """One line a figure: value, standard error, bound."""
-    width = max(map(len, report))
-    lines = []
-    for name, figure in report.items():
-        error = "" if figure["standard_error"] is None else f"± {figure['standard_error']:.4f}"
-        mark = "" if figure["within"] else "  OUTSIDE"
-        lines.append(f"{name:{width}}  {figure['value']:8.4f} {error:9}  {figure.get('bound', '')}{mark}".rstrip())
-    return "\n".join(lines)
 
 
 # ----------------------------------------------------------------------------------------------------- operations

@@ -143,9 +143,11 @@ def planning(
         sentences.append("This counts who orders; amounts vary on top, so a difference in revenue takes more sends.")
     if experiment.policy not in ("uniform", "fixed") and experiment.floor < 1 / n_arms:
         floor = experiment.floor
-        least = sends_needed(base.mean, lift, allocation=[floor, *[(1 - floor) / (n_arms - 1)] * (n_arms - 1)])
+        rest = n_arms - 1
+        least = sends_needed(base.mean, lift, alpha=0.05 / rest, allocation=[floor, 1 - rest * floor])
         sentences.append(
-            f"If the split moves all the way to one arm (floor {floor:.0%}), up to {_round(least.sends):,} sends."
+            f"If the split moves all the way to the better arm, the control keeping its floor of {100 * floor:.0f} %, "
+            f"up to {_round(least.sends):,} sends."
         )
     uniform_until = _uniform_until(session, experiment, base, n_arms, planned)
     if uniform_until is not None:

@@ -120,7 +120,7 @@ def _verdict(comparisons: Sequence[Comparison], evidence: Evidence) -> dict[str,
             sentence = f"Too early: {undecided[0].sentence}"
             return {"kind": "too_early", "arm": None, "sentence": sentence}
         beaten = "".join(f"; {one.sentence}" for one in worse)
-        sentence = f"No difference larger than {max(reach):.0%} to {undecided[0].control} is left{beaten}"
+        sentence = f"No difference larger than {100 * max(reach):.0f} % to {undecided[0].control} is left{beaten}"
         return {"kind": "undecided", "arm": None, "sentence": sentence}
     if worse and len(worse) == len(comparisons):
         return {"kind": "worse", "arm": worse[0].control, "sentence": "; ".join(one.sentence for one in worse)}
