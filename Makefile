@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check lint types imports bench feast simulate prove lock
+.PHONY: help setup demo serve test check lint types imports bench feast rivals simulate prove lock
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ bench: setup  ## Benchmarks as one JSON object on stdout; BENCH=--all: the long 
 feast: setup  ## An environment for Feast, the rival that `bench online` measures beside us
 	test -x .venv-feast/bin/python || $(PYTHON) -m venv .venv-feast
 	.venv-feast/bin/python -m pip install -q --disable-pip-version-check "feast==0.67.*"
+
+rivals: setup  ## An environment for MABWiser and Vowpal Wabbit, which `bench bandits` measures beside us
+	test -x .venv-rivals/bin/python || $(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install -q --disable-pip-version-check "mabwiser==2.7.*" "vowpalwabbit==9.11.*" numpy
 
 simulate: setup  ## Long learning proofs: policies in worlds whose truth is known
 	$(BIN)/kairos simulate responses --seeds 100 --runs 200

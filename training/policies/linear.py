@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,15 +17,14 @@ from scipy import linalg
 
 from training.policies.base import Allocation, Context, Policy, mix_floor, won_shares
 from training.policies.statistics import FloatArray, IntArray, LinearStatistics
-from training.policies.thompson import DelayCdf
+from training.policies.waves import DelayCdf
 
 #: Standard deviation of what all arms share, in standard deviations of the reward: wide, it hardly matters.
 _COMMON = 1.0
-#: Standard deviations tried for how arms differ, in standard deviations of the reward.
-_SCALES = tuple(0.005 * 2.5**i for i in range(7))
 
 
-class LinearSums(NamedTuple):
+@dataclass(frozen=True)
+class LinearSums:
     """What raw trials add up to in each arm and wave."""
 
     #: shape (n_arms, n_waves)
@@ -36,6 +35,22 @@ class LinearSums(NamedTuple):
     moments: FloatArray
     #: shape (n_arms, n_waves)
     squares: FloatArray
+
+    def __add__(self, other: LinearSums) -> LinearSums:
+        """Sums of both sets of trials."""
+        return LinearSums(
+            self.trials + other.trials,
+            self.gram + other.gram,
+            self.moments + other.moments,
+            self.squares + other.squares,
+        )
+
+    def statistics(
+        self, arms: Sequence[str], age_hours: ArrayLike, arm_features: FloatArray | None = None
+    ) -> LinearStatistics:
+        """What the policy learns from, with the mean age of each cell's trials, shape (n_arms, n_waves)."""
+        age = np.asarray(age_hours, dtype=np.float64)
+        return LinearStatistics(tuple(arms), self.trials, self.gram, self.moments, self.squares, age, arm_features)
 
 
 def sums_of(
@@ -99,16 +114,23 @@ class LinearPosterior:
     mean: FloatArray
     #: shape (n_arms * n_features, n_arms * n_features): lower Cholesky factor of the precision, in reward units.
     precision_root: FloatArray
-    #: Standard deviations of how arms differ, in standard deviations of the reward: intercept, slopes, arm features.
-    scales: tuple[float, ...]
     #: Standard deviation of the reward within waves.
     reward_deviation: float
 
-    def draws(self, n_draws: int, scale: float, rng: np.random.Generator) -> FloatArray:
-        """Coefficients drawn with ``scale`` times the posterior's deviation, shape (n_draws, n_arms, n_features)."""
+    def draws(
+        self, n_draws: int, rng: np.random.Generator, *, scale: float, mean_scale: float, mean_x: FloatArray
+    ) -> FloatArray:
+        """Coefficients drawn around the posterior mean, shape (n_draws, n_arms, n_features).
+
+        The noise has the posterior's covariance, with ``mean_scale`` times its deviation at the vector ``mean_x`` and
+        ``scale`` times its deviation in what departs from it.
+        """
         noise = rng.standard_normal((n_draws, self.mean.size))
         away = linalg.solve_triangular(self.precision_root, noise.T, lower=True, trans="T", check_finite=False).T
-        return np.asarray(self.mean + scale * away.reshape(n_draws, *self.mean.shape), dtype=np.float64)
+        away = away.reshape(n_draws, *self.mean.shape)
+        drawn = self.mean + scale * away
+        drawn[:, :, 0] += (mean_scale - scale) * (away @ mean_x)
+        return np.asarray(drawn, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -133,15 +155,18 @@ class LinearThompson(Policy):
     * **Discount.** Trials lose half their weight in ``half_life_days``.
     * **Prior from the other arms.** ``beta_k = W e_k + delta_k``: W is learned from all arms, so a new arm starts at
       ``W e_k`` of its features ``e_k`` (without features at what all arms have in common), and an arm that is no
-      longer shown keeps teaching. How far arms differ is estimated (empirical Bayes): where nothing differs the
-      draws are nearly all prior, and the split stays near the uniform one.
+      longer shown keeps teaching.
 
     Parameters
     ----------
     floor : float, optional
         Least probability of an arm; by default .05 up to four arms, above that .20 shared by all.
     scale : float, above 0
-        Of the posterior's standard deviation in the draws: 1 is the textbook, more explores more.
+        Of the posterior's standard deviation in how draws differ between contacts. The textbook's 1 explores more
+        than pays off where vectors are wide.
+    temper : float, in (0, 1]
+        Power of the likelihood for the arms' effects on the average contact, as in ``BetaBernoulliThompson``: where
+        the arms do not differ, it keeps the split near the uniform one.
     half_life_days : float above 0, optional
         None: no discount.
     n_draws : int, from 10 to 1000
@@ -150,9 +175,12 @@ class LinearThompson(Policy):
         Successes per arm, on average, from which on the split may leave the uniform one.
     wave_concentration : float, above 0
         Waves' base rates differ by a relative standard deviation of ``wave_concentration ** -0.5``, as in
-        ``training.policies.thompson.fit_waves``.
+        ``training.policies.waves.fit_waves``.
     arm_deviation : float above 0, optional
-        Standard deviation of how arms' coefficients differ, in standard deviations of the reward; None: estimated.
+        Prior standard deviation of ``delta_k``, in standard deviations of the reward; by default .3, and .1 where arms
+        have features, which explain the rest.
+    feature_deviation : float, above 0
+        Prior standard deviation of the weights W of arm features, in standard deviations of the reward.
     delay : DelayCdf
 
     References
@@ -168,18 +196,20 @@ class LinearThompson(Policy):
     >>> x = np.stack([np.ones(4000), np.tile([1.0, -1.0], 2000)], axis=1)
     >>> arm = np.repeat([0, 1], 2000)
     >>> reward = np.arange(4000) % 10 < np.where(arm == 1, np.where(x[:, 1] > 0, 5, 1), 3)
-    >>> seen = LinearStatistics(("a", "b"), *sums_of(arm, 0 * arm, x, reward, n_arms=2, n_waves=1), [[99.0], [99.0]])
+    >>> seen = sums_of(arm, 0 * arm, x, reward, n_arms=2, n_waves=1).statistics(("a", "b"), [[99.0], [99.0]])
     >>> LinearThompson().allocate(seen).probabilities(2, contexts=x[:2]).round(2).tolist()
     [[0.05, 0.95], [0.95, 0.05]]
     """
 
     floor: float | None = None
-    scale: float = 1.0
+    scale: float = 0.3
+    temper: float = 0.5
     half_life_days: float | None = None
     n_draws: int = 100
-    minimum_successes: float = 5.0
+    minimum_successes: float = 2.0
     wave_concentration: float = 10.0
     arm_deviation: float | None = None
+    feature_deviation: float = 0.3
     delay: DelayCdf = field(default_factory=DelayCdf)
     name: ClassVar[str] = "linear"
     context: ClassVar[Context] = "vector"
@@ -190,10 +220,12 @@ class LinearThompson(Policy):
             object.__setattr__(self, "delay", DelayCdf(**self.delay))
         if self.floor is not None and not 0 <= self.floor <= 0.5:
             raise ValueError(f"floor {self.floor} does not fit two arms; choose one between 0 and 0.5")
-        for name in ("scale", "half_life_days", "wave_concentration", "arm_deviation"):
+        for name in ("scale", "half_life_days", "wave_concentration", "arm_deviation", "feature_deviation"):
             value = getattr(self, name)
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"{name} {value} must be above 0 and finite")
+        if not 0 < self.temper <= 1:
+            raise ValueError(f"temper {self.temper} is not in (0, 1]; 1 is the plain posterior, 0.5 the default")
         if not 10 <= self.n_draws <= 1000:
             raise ValueError(f"n_draws {self.n_draws} is not from 10 to 1000; 100 is the default")
         if not 0 <= self.minimum_successes < np.inf:
@@ -247,15 +279,13 @@ class LinearThompson(Policy):
         order = sorted(range(len(statistics.arms)), key=lambda k: statistics.arms[k])
         ordered = _reordered(statistics, order)
         posterior = self.posterior(ordered)
-        drawn = posterior.draws(self.n_draws, self.scale, np.random.default_rng(seed))
-        ensemble = np.ascontiguousarray(drawn[:, [ordered.arms.index(arm) for arm in arms]], dtype=np.float32)
         mean_x = ordered.gram[:, :, 0].sum(axis=(0, 1)) / trials
+        drawn = posterior.draws(
+            self.n_draws, np.random.default_rng(seed), scale=self.scale, mean_scale=self.temper**-0.5, mean_x=mean_x
+        )
+        ensemble = np.ascontiguousarray(drawn[:, [ordered.arms.index(arm) for arm in arms]], dtype=np.float32)
         share = won_shares(ensemble, mean_x.astype(np.float32)[None, :])[0]
-        details = {
-            **counts,
-            "reward_deviation": posterior.reward_deviation,
-            "arm_deviations": dict(zip(("intercept", "slopes", "arm_features"), posterior.scales, strict=True)),
-        }
+        details = {**counts, "reward_deviation": posterior.reward_deviation}
         reason = f"linear: {seen:.0f} successes in {trials} trials"
         return Allocation(arms, mix_floor(share, floor), reason, details, ensemble=ensemble, uniform=len(arms) * floor)
 
@@ -265,11 +295,13 @@ class LinearThompson(Policy):
             "policy": self.name,
             "floor": self.floor,
             "scale": self.scale,
+            "temper": self.temper,
             "half_life_days": self.half_life_days,
             "n_draws": self.n_draws,
             "minimum_successes": self.minimum_successes,
             "wave_concentration": self.wave_concentration,
             "arm_deviation": self.arm_deviation,
+            "feature_deviation": self.feature_deviation,
             "delay": self.delay.parameters(),
         }
 
@@ -277,30 +309,15 @@ class LinearThompson(Policy):
         """Posterior of all arms' coefficients, wave effects integrated out."""
         evidence = self._evidence(statistics)
         n_arms, _, n_features = statistics.moments.shape
-        features = None if statistics.arm_features is None else np.asarray(statistics.arm_features, dtype=np.float64)
-        tried: dict[tuple[float, ...], tuple[float, FloatArray, FloatArray]] = {}
-
-        def fit(scales: tuple[float, ...]) -> tuple[float, FloatArray, FloatArray]:
-            """Log marginal likelihood, posterior mean, and root of the posterior's precision."""
-            if scales not in tried:
-                prior, log_determinant = _prior_precision(scales, features, n_arms, n_features)
-                root = linalg.cholesky(prior + evidence.precision, lower=True, check_finite=False)
-                half = linalg.solve_triangular(root, evidence.moments, lower=True, check_finite=False)
-                mean = linalg.solve_triangular(root, half, lower=True, trans="T", check_finite=False)
-                fitted = 0.5 * (half @ half + log_determinant) - np.log(np.diag(root)).sum()
-                tried[scales] = float(fitted), mean, root
-            return tried[scales]
-
-        scales: tuple[float, ...] = (self.arm_deviation or 0.1,) * 3
-        if self.arm_deviation is None:
-            scales = _SCALES[3], _SCALES[3], _SCALES[3]
-            for _ in range(2):
-                for i in range(2 if features is None else 3):
-                    options = [(*scales[:i], value, *scales[i + 1 :]) for value in _SCALES]
-                    scales = max(options, key=lambda option: fit(option)[0])
-        _, mean, root = fit(scales)
+        known = np.zeros((n_arms, 0)) if statistics.arm_features is None else statistics.arm_features[:, 1:]
+        own = self.arm_deviation or (0.1 if known.shape[1] else 0.3)
+        # Covariance of W e_k + delta_k between arms, the same for every feature of the vector.
+        covariance = _COMMON**2 + self.feature_deviation**2 * known @ known.T + own**2 * np.eye(n_arms)
+        prior = np.kron(np.linalg.inv(covariance), np.eye(n_features))
+        root = linalg.cholesky(prior + evidence.precision, lower=True, check_finite=False)
+        mean = linalg.cho_solve((root, True), evidence.moments, check_finite=False)
         sigma = evidence.reward_deviation
-        return LinearPosterior(sigma * mean.reshape(n_arms, n_features), root / sigma, scales, sigma)
+        return LinearPosterior(sigma * mean.reshape(n_arms, n_features), root / sigma, sigma)
 
     def _evidence(self, statistics: LinearStatistics) -> _Evidence:
         n_arms, _, d = statistics.moments.shape
@@ -324,25 +341,6 @@ class LinearThompson(Policy):
         moments = np.matmul(kept[:, None, :], statistics.moments)[:, 0].ravel() - shown @ (by_wave / weight)
         sigma = float(np.sqrt(variance))
         return _Evidence(precision, moments / sigma, sigma)
-
-
-def _prior_precision(
-    scales: tuple[float, ...], features: FloatArray | None, n_arms: int, n_features: int
-) -> tuple[FloatArray, float]:
-    """Precision of ``beta_k = W e_k + delta_k`` over arms and features, and its log determinant."""
-    intercept, slopes, arm_features = scales
-    common = np.full((n_arms, n_arms), _COMMON**2)
-    if features is not None:
-        known = features[:, 1:]
-        common = common + arm_features**2 * known @ known.T
-    precision = np.zeros((n_arms, n_features, n_arms, n_features))
-    log_determinant = 0.0
-    for deviation, at in ((intercept, np.arange(1)), (slopes, np.arange(1, n_features))):
-        covariance = common + deviation**2 * np.eye(n_arms)
-        precision[:, at, :, at] = np.linalg.inv(covariance)
-        log_determinant -= len(at) * float(np.linalg.slogdet(covariance)[1])
-    size = n_arms * n_features
-    return precision.reshape(size, size), log_determinant
 
 
 def _checked(statistics: LinearStatistics) -> LinearStatistics:
