@@ -1110,6 +1110,38 @@ def simulate_responses_command(
         raise typer.Exit(1)
 
 
+@simulate.command("headlines")
+def simulate_headlines_command(
+    file: Annotated[Path, typer.Argument(help="Parquet file of the Upworthy Research Archive: a headline a row.")],
+    tests: Annotated[int, typer.Option(min=2, help="Tests drawn at random from the valid ones.")] = 400,
+    draws: Annotated[int, typer.Option(min=1, help="True rates and clicks drawn anew.")] = 20,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """What a bandit would have earned on real headline tests, as share of (oracle - uniform).
+
+    Example: kairos simulate headlines upworthy.parquet --tests 400 --draws 20
+    """
+    from training.headlines import headlines_report, read_headline_tests
+
+    if not file.is_file():
+        from service.errors import NotFound
+
+        raise NotFound(f"there is no file {file}; name a .parquet file of the Upworthy Research Archive")
+    report = headlines_report(read_headline_tests(file, tests, seed=seed), draws=draws, seed=seed)
+    _answer(report, as_json, _captured)
+
+
+def _captured(report: Mapping[str, Any]) -> str:
+    """The table of captured shares with their intervals."""
+    lines = [f"{report['tests']} tests, {report['draws']} draws, mean rate {report['mean_rate']:.4f}"]
+    lines += [
+        f"{row['sends']:>7,}  {row['way']:36} {row['captured']:6.3f}  [{row['low']:.3f}, {row['high']:.3f}]"
+        for row in report["captured"]
+    ]
+    return "\n".join(lines)
+
+
 def _figures(report: Mapping[str, Any]) -> str:
     """One line a figure: value, standard error, bound."""
     width = max(map(len, report))

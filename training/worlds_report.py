@@ -177,8 +177,8 @@ def _repeats(runs: int, seed: int) -> dict[str, Figure]:
         "repeat_contacts_redrawn_outside_10_90": _figure(outside(False), most=0.05),
         "repeat_contacts_sticky_outside_10_90": _figure(outside(True), most=0.05),
         "repeat_contacts_sticky_as_independent_teeth": _figure(outside(True, ignore_design_effect=True), least=0.1),
-        "merged_contacts_redrawn_outside_10_90": _figure(outside(False, duplicates=0.2), most=0.05),
-        "merged_contacts_sticky_outside_10_90": _figure(outside(True, duplicates=0.2), most=0.05),
+        "merged_contacts_redrawn_outside_10_90": _figure(outside(False, duplicates=0.2), most=0.07),
+        "merged_contacts_sticky_outside_10_90": _figure(outside(True, duplicates=0.2), most=0.07),
         "merged_contacts_sticky_by_mail_teeth": _figure(outside(True, duplicates=0.2, wave_of_mail=True), least=0.1),
     }
 

@@ -32,7 +32,7 @@ from sqlalchemy.orm import Session
 from features.events import LoggedEvent, iterate_after
 from features.tables import current
 from service.flow.decide import policy_of, take_snapshot
-from service.flow.reward.evidence import arms_in_play, evidence, statistics
+from service.flow.reward.evidence import arms_in_play, evidence, policy_under_drift, statistics
 from service.flow.reward.fold import (
     CHUNK,
     LEARNED_KINDS,
@@ -158,10 +158,28 @@ def forget_contexts(session: Session, contact_keys: Collection[int]) -> None:
         session.execute(delete(CreditRow).where(CreditRow.contact_key.in_(keys)))
 
 
-def renew_snapshot(session: Session, experiment: ExperimentRow, *, now: datetime, log_seq: int | None = None) -> str:
-    """Id of a fresh snapshot of what is folded so far: what was edited of the experiment is in force from here on."""
+def renew_snapshot(
+    session: Session,
+    experiment: ExperimentRow,
+    *,
+    now: datetime,
+    log_seq: int | None = None,
+    watches_drift: bool = False,
+) -> str:
+    """Id of a fresh snapshot of what is folded so far: what was edited of the experiment is in force from here on.
+
+    Parameters
+    ----------
+    log_seq : int, optional
+        By default the place of the log up to which it is folded.
+    watches_drift : bool
+        Shorten the policy's half-life where an arm's rate has changed, and say so in the reason. River is loaded for
+        it, which takes a second: for the worker, not for a request.
+    """
     in_play = arms_in_play(session, experiment.experiment_id)
-    policy = policy_of(experiment, in_play)
+    policy, note = policy_of(experiment, in_play), ""
+    if watches_drift:
+        policy, note = policy_under_drift(session, experiment, policy, now=now)
     return take_snapshot(
         session,
         experiment,
@@ -170,6 +188,7 @@ def renew_snapshot(session: Session, experiment: ExperimentRow, *, now: datetime
         now=now,
         policy=policy,
         running=in_play,
+        note=note,
         totals=_totals(session, [experiment.experiment_id]).get(experiment.experiment_id, ()),
     ).snapshot_id
 
@@ -272,7 +291,7 @@ def _snapshots(session: Session, log_seq: int, now: datetime, interval: timedelt
             or _is_edited(session, experiment, before)
             or (now - before.created_at >= interval and _seen(before) != folded)
         ):
-            renew_snapshot(session, experiment, now=now, log_seq=log_seq)
+            renew_snapshot(session, experiment, now=now, log_seq=log_seq, watches_drift=True)
             taken += 1
     return taken
 

@@ -14,8 +14,13 @@ from features.tables import to_micros
 from service.flow.decide import policy_of
 from service.flow.decide.snapshot import Statistics
 from service.tables import ArmRow, ExperimentRow, LearnerCellRow, LearnerMatrixRow
+from training.drift import drift_alarms, shortened_half_life
+from training.policies import DelayCdf, policy_from_parameters
 from training.policies.base import Policy
 from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
+
+#: Waves below which no change of an arm's rate is looked for.
+LEAST_WAVES = 20
 
 
 def statistics(session: Session, experiment_id: str, *, now: datetime) -> ArmStatistics:
@@ -44,6 +49,29 @@ def evidence(session: Session, experiment: ExperimentRow, *, now: datetime, poli
     if policy.context == "segment" and table.names and (experiment.settings or {}).get("segment_by"):
         return table.segments()
     return table.counts()
+
+
+def policy_under_drift(
+    session: Session, experiment: ExperimentRow, policy: Policy, *, now: datetime
+) -> tuple[Policy, str]:
+    """The policy with its half-life shortened to what an arm's changed rate asks for, and what to say of it.
+
+    `training.drift` looks at each arm's residuals, wave by wave. A policy that cannot discount stays as it is, and so
+    does one with fewer than 20 waves.
+    """
+    delay = getattr(policy, "delay", None)
+    counts = statistics(session, experiment.experiment_id, now=now)
+    if not isinstance(delay, DelayCdf) or counts.trials.shape[1] < LEAST_WAVES:
+        return policy, ""
+    alarms = drift_alarms(counts, delay=delay)
+    parameters = policy.parameters()
+    before = parameters["half_life_days"]
+    half_life_days = shortened_half_life(counts, alarms, before)
+    if half_life_days == before or half_life_days is None:
+        return policy, ""
+    changed = ", ".join(alarm.arm for alarm in alarms if alarm.changed_at is not None)
+    shortened = policy_from_parameters(parameters | {"half_life_days": half_life_days})
+    return shortened, f"; half-life {half_life_days:.3g} days: the rate of {changed} changed"
 
 
 def arms_in_play(session: Session, experiment_id: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from features.contacts import update_traits
 from features.events import NewEvent, append
 from features.tables import to_micros
-from service.flow.decide import open_experiment
+from service.flow.decide import open_experiment, replay
 from service.flow.reward import evidence, learn, rebuild, statistics
 from service.tables import ArmRow, DecisionRow, ExperimentRow, LearnerCellRow, SendRow, SnapshotRow
 from tests.service.flow.shown import assert_same, new_experiment, order, reward, show, state
@@ -319,3 +319,33 @@ def test_the_lifecycle_of_arms(database, add_contacts, now):
         counts = statistics(session, experiment_id, now=now)
         assert counts.successes.sum(axis=1).tolist() == [1, 0, 0, 0]
         assert session.scalars(select(DecisionRow).where(DecisionRow.arm_id == "a")).first() is not None
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_an_arm_whose_rate_changes_shortens_the_memory(database, add_contacts, now, changes):
+    """The alarm is in the snapshot's reason and half-life, and it replays; without a change nothing is said."""
+    rng = np.random.default_rng(3)
+    with database.writing() as session:
+        keys = add_contacts(session, 30)
+        experiment_id = opened(session, now)
+        waves = 60
+        for wave in range(waves):
+            for arm in "abc":
+                rate = 0.5 if changes and arm == "a" and wave >= waves // 2 else 0.1
+                session.add(
+                    LearnerCellRow(
+                        experiment_id=experiment_id, arm_id=arm, wave=wave, segment="", trials=300,
+                        successes=int(rng.binomial(300, rate)),
+                        sum_shown_at=300 * int((now - (waves - wave) * 4 * HOUR).timestamp()),
+                    )
+                )  # fmt: skip
+        session.flush()
+        learn(session, now=now + HOUR)
+        newest = session.scalars(select(SnapshotRow).order_by(SnapshotRow.snapshot_no.desc())).first()
+        made = show(session, experiment_id, keys, "x", now + HOUR)
+
+        assert ("the rate of" in newest.policy["reason"]) is changes
+        assert (newest.policy["parameters"]["half_life_days"] is not None) is changes
+        assert all(again.is_equal for again in replay(session, [row.decision_id for row in made]))
+        assert learn(session, now=now + 2 * HOUR).snapshots == 1  # the trials just shown
+        assert learn(session, now=now + 3 * HOUR).snapshots == 0  # a shortened memory is no edit
