@@ -405,8 +405,8 @@ def _verdict(arm: str, control: str, interval: Interval, lift: Interval, is_refu
         return "better", f"{arm} is better than {control} by {_span(low, high)}"
     if interval.is_negative and high is not None:
         return "worse", f"{arm} is worse than {control} by {_span(-high, None if low is None else -low)}"
-    low_text = "an unknown share" if low is None else f"{-low:.0%}"
-    high_text = "an unknown share" if high is None else f"{high:.0%}"
+    low_text = "an unknown share" if low is None else _percent(-low)
+    high_text = "an unknown share" if high is None else _percent(high)
     return "undecided", (f"undecided: {arm} may be anything from {low_text} worse to {high_text} better than {control}")
 
 
