@@ -32,7 +32,7 @@ from sqlalchemy.orm import Session
 from features.events import LoggedEvent, iterate_after
 from features.tables import current
 from service.flow.decide import policy_of, take_snapshot
-from service.flow.reward.evidence import arms_in_play, evidence, policy_under_drift, statistics
+from service.flow.reward.evidence import arms_in_play, evidence, policy_of_kept_arms, policy_under_drift, statistics
 from service.flow.reward.fold import (
     CHUNK,
     LEARNED_KINDS,
@@ -177,7 +177,7 @@ def renew_snapshot(
         it, which takes a second: for the worker, not for a request.
     """
     in_play = arms_in_play(session, experiment.experiment_id)
-    policy, note = policy_of(experiment, in_play), ""
+    policy, note = policy_of_kept_arms(session, experiment, policy_of(experiment, in_play)), ""
     if watches_drift:
         policy, note = policy_under_drift(session, experiment, policy, now=now)
     return take_snapshot(

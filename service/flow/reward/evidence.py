@@ -7,20 +7,32 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from features.tables import to_micros
 from service.flow.decide import policy_of
 from service.flow.decide.snapshot import Statistics
-from service.tables import ArmRow, ExperimentRow, LearnerCellRow, LearnerMatrixRow
+from service.flow.reward.fold import took_effect
+from service.tables import (
+    ArmRow,
+    DecisionRow,
+    ExperimentRow,
+    LearnerCellRow,
+    LearnerMatrixRow,
+    RewardRow,
+    SendRow,
+)
 from training.drift import drift_alarms, shortened_half_life
 from training.policies import DelayCdf, policy_from_parameters
 from training.policies.base import Policy
 from training.policies.statistics import ArmStatistics, LinearStatistics, SegmentStatistics, ValueStatistics
+from training.policies.waves import design_effect
 
 #: Waves below which no change of an arm's rate is looked for.
 LEAST_WAVES = 20
+#: Contacts, at least and at most, by whose answers it is measured how alike those of one contact are.
+LEAST_CONTACTS, MOST_CONTACTS = 30, 20_000
 
 
 def statistics(session: Session, experiment_id: str, *, now: datetime) -> ArmStatistics:
@@ -72,6 +84,36 @@ def policy_under_drift(
     changed = ", ".join(alarm.arm for alarm in alarms if alarm.changed_at is not None)
     shortened = policy_from_parameters(parameters | {"half_life_days": half_life_days})
     return shortened, f"; half-life {half_life_days:.3g} days: the rate of {changed} changed"
+
+
+def policy_of_kept_arms(session: Session, experiment: ExperimentRow, policy: Policy) -> Policy:
+    """The policy of a sticky experiment: ten mails to one contact are less evidence than ten to ten contacts.
+
+    By how much, `training.policies.waves.design_effect` measures on the contacts with the lowest keys. Where each mail
+    is drawn anew, and for a policy that cannot weigh its evidence, nothing changes.
+    """
+    parameters = policy.parameters()
+    if not (experiment.settings or {}).get("sticky") or "design_effect" not in parameters:
+        return policy
+    succeeded = (
+        (RewardRow.decision_id == DecisionRow.decision_id)
+        & (RewardRow.kind == experiment.reward)
+        & (RewardRow.value > 0)
+    )
+    by_contact = session.execute(
+        select(func.count(), func.count(RewardRow.decision_id))
+        .select_from(DecisionRow)
+        .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
+        .outerjoin(RewardRow, succeeded)
+        .where(DecisionRow.experiment_id == experiment.experiment_id, DecisionRow.is_holdout.is_(False), took_effect())
+        .group_by(DecisionRow.contact_key)
+        .order_by(DecisionRow.contact_key)
+        .limit(MOST_CONTACTS)
+    ).all()
+    if len(by_contact) < LEAST_CONTACTS:
+        return policy
+    trials, successes = np.array(by_contact, dtype=np.int64).T
+    return policy_from_parameters(parameters | {"design_effect": float(design_effect(trials, successes))})
 
 
 def arms_in_play(session: Session, experiment_id: str) -> tuple[str, ...]:
