@@ -21,6 +21,11 @@ from service.flow.ingest import minor_units
 from service.suppression import identities_of, identity_of
 from service.tables import ContactRow, DecisionRow, ExperimentRow
 
+#: What an event tells of a decision.
+TOLD = (
+    "decision_id", "experiment_id", "arm_id", "propensity", "snapshot_id", "wave", "segment", "is_holdout",
+)  # fmt: skip
+
 router = APIRouter(prefix="/v1", tags=["decisions"])
 
 
@@ -74,28 +79,28 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
             eligible=asked.eligible,
             cache=here.cache,
         )
-        rows = _decisions(session, made.decision_id)
-        append(
-            session,
-            [
-                shown_event(rows[decision_id], identities[user_id], to_micros(now))
-                for user_id, decision_id in zip(user_ids, made.decision_id, strict=True)
-                if not rows[decision_id].is_holdout
-            ],
-            received_at=to_micros(now),
-            default_timezone=here.settings.timezone,
-        )
+        events = [
+            shown_event(
+                contact_key=made.contact_key[i],
+                identity=identities[user_id],
+                now=to_micros(now),
+                decision={name: getattr(made, name)[i] for name in TOLD},
+            )
+            for i, user_id in enumerate(user_ids)
+            if not made.is_holdout[i]
+        ]
+        append(session, events, received_at=to_micros(now), default_timezone=here.settings.timezone)
         return {
             "decisions": [
                 {
                     "user_id": user_id,
-                    "decision_id": decision_id,
-                    "arm": None if rows[decision_id].is_holdout else rows[decision_id].arm_id,
-                    "holdout": rows[decision_id].is_holdout,
-                    "propensity": rows[decision_id].propensity,
-                    "snapshot": rows[decision_id].snapshot_id,
+                    "decision_id": made.decision_id[i],
+                    "arm": None if made.is_holdout[i] else made.arm_id[i],
+                    "holdout": made.is_holdout[i],
+                    "propensity": made.propensity[i],
+                    "snapshot": made.snapshot_id[i],
                 }
-                for user_id, decision_id in zip(user_ids, made.decision_id, strict=True)
+                for i, user_id in enumerate(user_ids)
             ]
         }
 
@@ -202,27 +207,20 @@ def _decisions(session: Session, decision_ids: tuple[str, ...] | list[str]) -> d
     return {row.decision_id: row for row in session.scalars(query)}
 
 
-def shown_event(row: DecisionRow, identity: str, now: int) -> NewEvent:
-    """The event that tells the learner of a decision taken through the API: the trial."""
+def shown_event(*, contact_key: int, identity: str, now: int, decision: dict[str, Any]) -> NewEvent:
+    """The event that tells the learner of a decision taken through the API: the trial.
+
+    Parameters
+    ----------
+    decision : dict
+        The fields of the decision that `TOLD` names.
+    """
     return NewEvent(
-        contact_key=row.contact_key,
+        contact_key=contact_key,
         kind=ARM_SHOWN,
         occurred_at=now,
-        message_id=f"kairos/shown/{row.decision_id}",
+        message_id=f"kairos/shown/{decision['decision_id']}",
         identity=identity,
-        ref=row.decision_id,
-        properties={
-            "decisions": [
-                {
-                    "decision_id": row.decision_id,
-                    "experiment_id": row.experiment_id,
-                    "arm_id": row.arm_id,
-                    "propensity": row.propensity,
-                    "snapshot_id": row.snapshot_id,
-                    "wave": row.wave,
-                    "segment": row.segment,
-                    "is_holdout": row.is_holdout,
-                }
-            ]
-        },
+        ref=decision["decision_id"],
+        properties={"decisions": [decision]},
     )

@@ -12,12 +12,11 @@ from sqlalchemy import func, insert, select
 
 from features.events import append
 from features.tables import allocate, to_micros
-from service.api.decisions import shown_event
 from service.database import Database
 from service.flow.decide import decide_for, open_experiment
 from service.flow.reward import learn, rebuild, statistics
 from service.tables import ContactRow, DecisionRow, EventRow
-from tests.service.flow.shown import assert_same, new_experiment, state
+from tests.service.flow.shown import assert_same, events_of, new_experiment, state
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,11 +33,7 @@ def decisions(database: Database, count: int) -> str:
         decide_for(session, experiment_id, keys, "x", now=now)
     with database.writing() as session:
         rows = session.scalars(select(DecisionRow)).all()
-        append(
-            session,
-            [shown_event(row, f"user:u{row.contact_key}", to_micros(now)) for row in rows],
-            received_at=to_micros(now),
-        )
+        append(session, events_of(rows, now), received_at=to_micros(now))
     return experiment_id
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from features.online import VectorCache
@@ -56,7 +56,15 @@ __all__ = [
 ]
 
 HOUR_MICROS = 3_600_000_000
-_PARALLEL = ("decision_id", "experiment_id", "contact_key", "arm_id", "propensity", "snapshot_id", "is_holdout")
+_PARALLEL = (
+    "decision_id", "experiment_id", "contact_key", "arm_id", "propensity", "snapshot_id", "is_holdout", "wave",
+    "segment",
+)  # fmt: skip
+_MADE = select(*(getattr(DecisionRow, name) for name in _PARALLEL)).where(
+    DecisionRow.experiment_id == bindparam("experiment_id"),
+    DecisionRow.occurrence == bindparam("occurrence"),
+    DecisionRow.contact_key.in_(bindparam("keys", expanding=True)),
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class Decisions:
     snapshot_id: tuple[str, ...]
     #: True: the arm was drawn and is not shown.
     is_holdout: tuple[bool, ...]
+    wave: tuple[int, ...]
+    segment: tuple[str | None, ...]
     send_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -178,7 +188,7 @@ def decide(
             if desk.experiment.experiment_id in experiments_of.get(row.campaign_id, ())
         ]
         if asks:
-            drawn += draw(session, desk, asks, now=now, cache=cache)
+            drawn += draw(session, desk, asks, now=now, cache=cache)[0]
     send_ids = [row.send_id for row in due]
     for start in range(0, len(send_ids), CHUNK):
         chunk = send_ids[start : start + CHUNK]
@@ -225,9 +235,11 @@ def decide_for(
         raise Conflict(f"experiment {experiment_id} has no running arm{among}; resume an arm or open a new experiment")
     if fresh:
         wave = to_micros(now) // HOUR_MICROS
-        draw(session, desk, [Ask(key, occurrence, wave) for key in fresh], now=now, cache=cache)
-        made |= _made(session, experiment_id, occurrence, fresh)
-    return Decisions(**{name: tuple(getattr(made[key], name) for key in contact_keys) for name in _PARALLEL})
+        rows, written = draw(session, desk, [Ask(key, occurrence, wave) for key in fresh], now=now, cache=cache)
+        made |= {row["contact_key"]: row for row in rows}
+        others = [row["contact_key"] for row in rows if row["decision_id"] not in written]
+        made |= _made(session, experiment_id, occurrence, others)
+    return Decisions(**{name: tuple(made[key][name] for key in contact_keys) for name in _PARALLEL})
 
 
 def _desks(session: Session, experiment_ids: set[str]) -> list[Desk]:
@@ -253,10 +265,12 @@ def _narrowed(session: Session, desk: Desk, eligible: Sequence[str]) -> Desk:
     return desk.among(eligible)
 
 
-def _made(session: Session, experiment_id: str, occurrence: str, contact_keys: Sequence[int]) -> dict[int, DecisionRow]:
-    query = select(DecisionRow).where(DecisionRow.experiment_id == experiment_id, DecisionRow.occurrence == occurrence)
+def _made(
+    session: Session, experiment_id: str, occurrence: str, contact_keys: Sequence[int]
+) -> dict[int, Mapping[str, Any]]:
+    asked = {"experiment_id": experiment_id, "occurrence": occurrence}
     return {
-        row.contact_key: row
+        row["contact_key"]: dict(row)
         for start in range(0, len(contact_keys), CHUNK)
-        for row in session.scalars(query.where(DecisionRow.contact_key.in_(contact_keys[start : start + CHUNK])))
+        for row in session.execute(_MADE, asked | {"keys": list(contact_keys[start : start + CHUNK])}).mappings()
     }

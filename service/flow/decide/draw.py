@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import Table, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session, aliased, defer
 
 from features.online import VectorCache
 from service.flow.decide.contexts import contexts_of, projection_of, segments_of
@@ -51,33 +51,34 @@ class Ask:
     send_id: int | None = None
 
 
+_other = aliased(SnapshotRow)
+#: Statements are written once: building one takes longer than the database takes to answer it.
+_NEWEST = (
+    select(ExperimentRow, SnapshotRow)
+    .join(
+        SnapshotRow,
+        SnapshotRow.snapshot_no
+        == select(func.max(_other.snapshot_no))
+        .where(_other.experiment_id == ExperimentRow.experiment_id)
+        .scalar_subquery(),
+    )
+    .where(ExperimentRow.experiment_id.in_(bindparam("ids", expanding=True)))
+    .order_by(ExperimentRow.experiment_id)
+    .options(defer(SnapshotRow.statistics))
+)
+_RUNNING = select(ArmRow.experiment_id, ArmRow.arm_id).where(
+    ArmRow.experiment_id.in_(bindparam("ids", expanding=True)), ArmRow.status == "running"
+)
+
+
 def desks(session: Session, experiment_ids: set[str]) -> list[Desk]:
     """The desks of these experiments, by id; one that is no longer running has no open arm."""
-    newest = (
-        select(func.max(SnapshotRow.snapshot_no))
-        .where(SnapshotRow.experiment_id.in_(experiment_ids))
-        .group_by(SnapshotRow.experiment_id)
-    )
-    snapshots = {
-        snapshot.experiment_id: snapshot
-        for snapshot in session.scalars(
-            select(SnapshotRow).where(SnapshotRow.snapshot_no.in_(newest)).options(defer(SnapshotRow.statistics))
-        )
-    }
+    ids = {"ids": list(experiment_ids)}
     running: dict[str, set[str]] = {}
-    for experiment_id, arm_id in session.execute(
-        select(ArmRow.experiment_id, ArmRow.arm_id).where(
-            ArmRow.experiment_id.in_(experiment_ids), ArmRow.status == "running"
-        )
-    ):
+    for experiment_id, arm_id in session.execute(_RUNNING, ids):
         running.setdefault(experiment_id, set()).add(arm_id)
     opened = []
-    for experiment in session.scalars(
-        select(ExperimentRow)
-        .where(ExperimentRow.experiment_id.in_(experiment_ids))
-        .order_by(ExperimentRow.experiment_id)
-    ):
-        snapshot = snapshots[experiment.experiment_id]
+    for experiment, snapshot in session.execute(_NEWEST, ids):
         allocation = allocation_of(snapshot)
         can_be_drawn = running.get(experiment.experiment_id, set()) if experiment.status == "running" else set()
         open_arms = tuple(
@@ -91,14 +92,15 @@ def desks(session: Session, experiment_ids: set[str]) -> list[Desk]:
 
 def draw(
     session: Session, desk: Desk, asks: Sequence[Ask], *, now: datetime, cache: VectorCache | None = None
-) -> list[dict[str, Any]]:
-    """A decision for each ask, in its order, written unless its intent was decided before; none if no arm is open.
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """A decision for each ask, in its order, and the ids of those that were written; none if no arm is open.
 
+    One whose intent somebody else decided meanwhile is not written: that other one is in force.
     In a sticky experiment a contact's further decisions repeat its own first one whose arm is still open: arm,
     propensity, snapshot and draw are those of that decision, which ``repeats`` names.
     """
     if not desk.open_arms:  # the template's own text stands, and no decision is claimed
-        return []
+        return [], set()
     rows: dict[int, dict[str, Any]] = {}
     if (desk.experiment.settings or {}).get("sticky"):
         kept = _kept_decisions(session, desk, [ask.contact_key for ask in asks])
@@ -114,8 +116,8 @@ def draw(
                 rows[i] = _repeated(rows[first_ask[ask.contact_key]], ask, now)
     else:
         rows = _drawn(session, desk, asks, range(len(asks)), now, cache)
-    _write(session, list(rows.values()))
-    return [rows[i] for i in range(len(asks))]
+    written = _write(session, list(rows.values()))
+    return [rows[i] for i in range(len(asks))], written
 
 
 def probabilities(
@@ -237,13 +239,16 @@ def _repeated(first: Mapping[str, Any], ask: Ask, now: datetime) -> dict[str, An
     }
 
 
-def _write(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """Two who ask the same at once get one answer: in one order, and the second leaves the first's row alone."""
+def _write(session: Session, rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Ids of the rows that were new. Two who ask the same at once get one answer: the second leaves the first's row."""
     dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
-    once = dialect.insert(DecisionRow).on_conflict_do_nothing()
+    table = cast(Table, DecisionRow.__table__)  # plain rows, no entities: this is on the path of a request
+    once = dialect.insert(table).on_conflict_do_nothing().returning(table.c.decision_id)
     ordered = sorted(rows, key=lambda row: (row["contact_key"], row["occurrence"]))
+    written: set[str] = set()
     for start in range(0, len(ordered), CHUNK):
-        session.execute(once, ordered[start : start + CHUNK])
+        written.update(session.connection().execute(once, ordered[start : start + CHUNK]).scalars())
+    return written
 
 
 def decision_id(experiment_id: str, contact_key: int, occurrence: str) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from features.events import NewEvent, append
 from features.tables import to_micros
-from service.api.decisions import shown_event
+from service.api.decisions import TOLD, shown_event
 from service.flow.decide import Arm, NewExperiment, decide_for
 from service.tables import CreditRow, DecisionRow, LearnerCellRow, LearnerMatrixRow, RewardRow
 
@@ -32,13 +32,22 @@ def show(
         row.decision_id: row
         for row in session.scalars(select(DecisionRow).where(DecisionRow.decision_id.in_(made.decision_id)))
     }
-    events = [
-        shown_event(rows[one], f"user:{rows[one].contact_key}", to_micros(now))
-        for one in made.decision_id
-        if not rows[one].is_holdout
-    ]
-    append(session, events, received_at=to_micros(now))
+    append(session, events_of([rows[one] for one in made.decision_id], now), received_at=to_micros(now))
     return [rows[one] for one in made.decision_id]
+
+
+def events_of(rows: Sequence[DecisionRow], now: datetime) -> list[NewEvent]:
+    """What the API logs of decisions: those that were shown."""
+    return [
+        shown_event(
+            contact_key=row.contact_key,
+            identity=f"user:{row.contact_key}",
+            now=to_micros(now),
+            decision={name: getattr(row, name) for name in TOLD},
+        )
+        for row in rows
+        if not row.is_holdout
+    ]
 
 
 def reward(row: DecisionRow, at: datetime, kind: str = "click", value: float = 1.0) -> NewEvent:
