@@ -44,11 +44,11 @@ class Annoyed(Few):
     leaves: ClassVar[dict[str, float]] = {"loved": 0.5, "plain": 0.03}
 
 
-def test_the_worker_pauses_an_arm_that_drives_people_away(any_database, settings, now):
+def test_the_worker_pauses_an_arm_that_drives_people_away(database, settings, now):
     """While the campaign runs, however much it is clicked; nobody gets it from then on until a person resumes it."""
-    story = Annoyed(any_database, settings, now, timing="at_start", waves=4, window_end=now + timedelta(hours=8))
+    story = Annoyed(database, settings, now, timing="at_start", waves=4, window_end=now + timedelta(hours=8))
     story.live(hours=9)
-    with any_database.reading() as session:
+    with database.reading() as session:
         shown = shown_experiment(session, story.experiment_id)
         loved = shown["arms"][1]
         after = session.scalars(select(DecisionRow.arm_id).where(DecisionRow.decided_at > loved["status_at"])).all()
@@ -59,8 +59,8 @@ def test_the_worker_pauses_an_arm_that_drives_people_away(any_database, settings
     assert [entry["who"] for entry in shown["history"]] == ["guardrail"]
     assert len(after) > 20
     assert set(after) == {"plain"}
-    with any_database.writing() as session:
+    with database.writing() as session:
         resume_arm(session, story.experiment_id, "loved", reason="a mistake", who="Ann", now=story.clock.now())
     story.live(hours=1)
-    with any_database.reading() as session:
+    with database.reading() as session:
         assert shown_experiment(session, story.experiment_id)["arms"][1]["status"] == "running"

@@ -97,7 +97,8 @@ def draw(
 
     One whose intent somebody else decided meanwhile is not written: that other one is in force.
     In a sticky experiment a contact's further decisions repeat its own first one whose arm is still open: arm,
-    propensity, snapshot and draw are those of that decision, which ``repeats`` names.
+    propensity, snapshot, draw and wave are those of that decision, which ``repeats`` names. The wave too, because arms
+    are compared among those who were drawn together: by a later hour they are people of unlike mixtures.
     """
     if not desk.open_arms:  # the template's own text stands, and no decision is claimed
         return [], set()
@@ -232,7 +233,6 @@ def _repeated(first: Mapping[str, Any], ask: Ask, now: datetime) -> dict[str, An
         "decision_id": decision_id(first["experiment_id"], ask.contact_key, ask.occurrence),
         "occurrence": ask.occurrence,
         "send_id": ask.send_id,
-        "wave": int(ask.wave),
         "repeats": first["decision_id"],
         "reason": f"sticky: the arm of {first['decision_id']}",
         "decided_at": now,

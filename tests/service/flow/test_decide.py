@@ -282,6 +282,8 @@ def test_a_sticky_experiment_keeps_a_contacts_arm_while_it_runs(any_database, ad
         session.execute(update(ArmRow).values(status="running"))
         back = decide_for(session, experiment_id, keys, "three", now=now + timedelta(hours=2))
         assert back.arm_id == first.arm_id
+        waves = select(DecisionRow.wave).distinct().where(DecisionRow.occurrence.in_(["one", "three"]))
+        assert len(session.scalars(waves).all()) == 1  # compared among those who were drawn together
         ids = session.scalars(select(DecisionRow.decision_id)).all()
         assert all(again.is_equal for again in replay(session, ids))
         session.execute(update(DecisionRow).where(DecisionRow.repeats.is_not(None)).values(propensity=0.5))

@@ -100,8 +100,8 @@ def prove(database: Database, now, contacts: int, rounds: int) -> None:
 
 
 def test_a_log_replays_in_a_fresh_process(database, now):
-    """5,000 decisions, Thompson by segment and linear, over four snapshots each."""
-    prove(database, now, contacts=625, rounds=4)
+    """2,400 decisions, Thompson by segment and linear, over four snapshots each."""
+    prove(database, now, contacts=300, rounds=4)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from features.tables import to_micros
 from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
 from service.flow.reward import learn, rebuild, statistics
 from service.tables import DecisionRow, LearnerCellRow, RewardRow, SendRow, SnapshotRow
+from tests.service.flow.shown import new_experiment, reward, show
 
 ARMS = (Arm("a", "One"), Arm("b", "Two"))
 
@@ -257,3 +258,24 @@ def test_a_rebuild_credits_orders_as_the_fold_did(database, sent, now):
 
         assert session.execute(rewards).all() == before
         assert [row.kind for row in before].count("conversion") == 1
+
+
+def test_a_kept_arm_weighs_its_mails_by_how_alike_a_contacts_answers_are(database, add_contacts, now):
+    """Each contact clicks on all of three mails or on none: three mails are worth one, where the arm is kept."""
+    found = {}
+    with database.writing() as session:
+        keys = add_contacts(session, 90)
+        for is_sticky in (True, False):
+            experiment_id = open_experiment(session, new_experiment(sticky=is_sticky), now=now)
+            for mail in range(3):
+                at = now + timedelta(minutes=mail)
+                rows = show(session, experiment_id, keys, f"mail {mail}", at)
+                clicks = [reward(row, at + timedelta(minutes=30)) for row in rows[::3]]
+                append(session, clicks, received_at=to_micros(now + timedelta(hours=2)))
+            learn(session, now=now + timedelta(hours=3))
+            newest = select(SnapshotRow).where(SnapshotRow.experiment_id == experiment_id)
+            snapshot = session.scalars(newest.order_by(SnapshotRow.snapshot_no.desc()).limit(1)).one()
+            found[is_sticky] = snapshot.policy["parameters"]["design_effect"]
+
+    assert found[True] == pytest.approx(3.0, abs=0.1)
+    assert found[False] == 1.0
