@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
 from features.lake import Lake
 from service.clock import Clock
 from service.database import Database
@@ -23,11 +26,15 @@ from service.job_runner import JobRunner
 from service.links import LinkBook
 from service.providers.base import provider_from_url
 from service.settings import Settings
+from service.tables import CampaignRow, SendRow
 
 log = logging.getLogger(__name__)
 
 #: Sends are decided this long before they are due: late enough to learn within the campaign, early enough to render.
 DECIDE_AHEAD = timedelta(minutes=10)
+#: Sends are decided that leave within so many minutes at the rate of sending, and at most so many in one transaction.
+DECIDED_MINUTES = 2.0
+DECIDED_AT_ONCE = 20_000
 #: Sends claimed, rendered and delivered at a time.
 BATCH = 250
 LEASE_SECONDS = 300.0
@@ -111,8 +118,26 @@ class Worker:
                 break
         paused = self._guard(now) if learned else 0
         with self.database.writing() as session:
-            decided = decide(session, now=now, look_ahead=DECIDE_AHEAD)
+            decided = decide(session, now=now, look_ahead=DECIDE_AHEAD, limit=self._room(session, now))
         return settled, learned, paused, len(decided.send_ids)
+
+    def _room(self, session: Session, now: datetime) -> int:
+        """Sends to decide now: what leaves within `DECIDED_MINUTES`, less what is decided and waits.
+
+        Of a million mails that fall due at once each is drawn shortly before it leaves, from what the others taught.
+        """
+        rate = self.settings.send_rate_per_minute
+        minutes = max(DECIDED_MINUTES, (now - self._counted_at) / timedelta(minutes=1))
+        halted = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
+        waiting = session.scalar(
+            select(func.count()).where(
+                SendRow.state == "planned",
+                SendRow.due_at < now + DECIDE_AHEAD,
+                SendRow.decided_at.is_not(None),
+                or_(SendRow.campaign_id.is_(None), SendRow.campaign_id.not_in(halted)),
+            )
+        )
+        return min(DECIDED_AT_ONCE, max(0, int(rate * minutes) - int(waiting or 0)))
 
     def _guard(self, now: datetime) -> int:
         """Take the arms out of the draw that their guardrails speak against; returns how many."""

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict, Invalid, NotFound
-from service.flow.decide import Arm
+from service.flow.decide import Arm, withdraw
 from service.flow.reward import arms_in_play, renew_snapshot
 from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
 
@@ -94,7 +94,7 @@ def add_arm(session: Session, experiment_id: str, arm: Arm, *, who: str, now: da
 
 
 def pause_arm(session: Session, experiment_id: str, arm_id: str, *, reason: str, who: str, now: datetime) -> ArmRow:
-    """Take an arm out of the draw at once, until it is resumed; what it has shown goes on being rewarded."""
+    """Take an arm out of the draw at once, of waiting mails too; what it has shown goes on being rewarded."""
     return _turn_arm(session, experiment_id, arm_id, "paused", reason, who, now)
 
 
@@ -231,6 +231,8 @@ def _turn(session: Session, experiment_id: str, status: str, reason: str, who: s
         experiment.ended_at = now
     _note(experiment, _said(f"experiment {_WORDS[status]}", reason), who=who, now=now)
     session.flush()
+    if status != "running":
+        withdraw(session, experiment_id)
     return experiment
 
 
@@ -251,6 +253,8 @@ def _turn_arm(
     arm.status_reason = f"{reason or _WORDS[status]} (by {who})"[:300]
     _note(experiment, _said(f"arm {arm_id!r} {_WORDS[status]}", reason), who=who, now=now)
     session.flush()
+    if status != "running":
+        withdraw(session, experiment_id, [arm_id])
     return arm
 
 

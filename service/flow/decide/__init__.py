@@ -31,6 +31,7 @@ from service.flow.decide.experiment import (
 )
 from service.flow.decide.replay import ERASED_OCCURRENCE, Replay, replay
 from service.flow.decide.snapshot import allocation_of, statistics_of, take_snapshot
+from service.flow.decide.withdrawal import withdraw
 from service.tables import ArmRow, CampaignRow, DecisionRow, ExperimentRow, SendRow
 from training.policies.base import Policy
 from training.policies.statistics import ArmStatistics, LinearStatistics, ValueStatistics
@@ -53,6 +54,7 @@ __all__ = [
     "replay",
     "statistics_of",
     "take_snapshot",
+    "withdraw",
 ]
 
 HOUR_MICROS = 3_600_000_000

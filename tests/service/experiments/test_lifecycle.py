@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from service.errors import Conflict, Invalid, NotFound
 from service.experiments import (
@@ -19,8 +19,9 @@ from service.experiments import (
     rewrite_arm,
     shown_experiment,
 )
-from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
-from service.tables import SnapshotRow
+from service.flow.decide import Arm, NewExperiment, decide, decide_for, open_experiment, replay
+from service.tables import DecisionRow, SendRow, SnapshotRow
+from tests.service.flow.shown import plan_campaign
 
 ARMS = (Arm("plain", "News for you"), Arm("question", "Seen this?"))
 BY = {"reason": "a test", "who": "somebody"}
@@ -60,6 +61,34 @@ def test_a_paused_arm_is_out_at_once_and_back_when_resumed(any_database, add_con
 
     assert set(paused) == {"question"}
     assert set(resumed) == {"plain", "question"}
+
+
+def test_waiting_mails_are_drawn_again_without_the_paused_arm(any_database, add_contacts, now):
+    """What was drawn and has not left is not shown any more; a mail that a worker holds leaves as it was drawn."""
+    with any_database.writing() as session:
+        keys = add_contacts(session, 200)
+        experiment_id = opened(session, now)
+        plan_campaign(session, keys, [experiment_id], now)
+        ahead = timedelta(days=2)
+        first = decide(session, now=now, look_ahead=ahead)
+        shown = select(DecisionRow.send_id, DecisionRow.decision_id, DecisionRow.arm_id)
+        before = {row.send_id: row for row in session.execute(shown)}
+        held = [send_id for send_id, row in before.items() if row.arm_id == "plain"][:10]
+        session.execute(update(SendRow).where(SendRow.send_id.in_(held)).values(state="claimed"))
+
+        pause_arm(session, experiment_id, "plain", now=now, **BY)
+        again = decide(session, now=now, look_ahead=ahead)
+        after = {row.send_id: row for row in session.execute(shown)}
+
+        n_plain = sum(row.arm_id == "plain" for row in before.values())
+        assert len(first) == 200
+        assert len(again.send_ids) == len(again) == n_plain - 10
+        assert {send_id for send_id, row in after.items() if row.arm_id == "plain"} == set(held)
+        assert set(after) == set(before)  # every intent has a decision
+        assert all(row == after[send_id] for send_id, row in before.items() if row.arm_id == "question")
+        assert all(one.is_equal for one in replay(session, [row.decision_id for row in after.values()]))
+        end_experiment(session, experiment_id, now=now, **BY)
+        assert set(row.send_id for row in session.execute(shown)) == set(held)
 
 
 def test_a_retired_arm_stays_out_and_cannot_come_back(database, add_contacts, now):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,41 @@ from features.events import NewEvent, append
 from features.tables import to_micros
 from service.api.decisions import TOLD, shown_event
 from service.flow.decide import Arm, NewExperiment, decide_for
-from service.tables import CreditRow, DecisionRow, LearnerCellRow, LearnerMatrixRow, RewardRow
+from service.flow.schedule import schedule, write_sends
+from service.tables import CampaignRow, CreditRow, DecisionRow, LearnerCellRow, LearnerMatrixRow, RewardRow
+from tests.service.flow.plans import intent, limits
 
 ARMS = (Arm("a", "One"), Arm("b", "Two"), Arm("c", "Three"))
 
 
 def new_experiment(**changes: Any) -> NewExperiment:
     return NewExperiment(**{"name": "Test", "kind": "subject", "arms": ARMS, **changes})
+
+
+def plan_campaign(
+    session: Session, keys: Sequence[int], experiments: list[str], now: datetime, window_hours: int = 24
+) -> None:
+    """A scheduled campaign to these contacts, its sends spread over the window."""
+    session.add(
+        CampaignRow(
+            campaign_id="cmp_1",
+            name="One",
+            status="scheduled",
+            template_id="offer",
+            template_version=1,
+            audience={"everyone": True},
+            experiments=experiments,
+            topic="marketing",
+            window_start=now,
+            window_end=now + timedelta(hours=window_hours),
+            holdout_share=0.0,
+            timing="spread",
+            created_at=now,
+            scheduled_at=now,
+        )
+    )
+    plan = intent(now, timing="spread", window_end=now + timedelta(hours=window_hours))
+    write_sends(session, schedule(session, plan, np.array(keys), None, limits(), now=now), now=now)
 
 
 def show(

@@ -14,39 +14,14 @@ from service.errors import Conflict, Invalid, NotFound
 from service.flow.decide import Arm, NewExperiment, decide, decide_for, open_experiment, replay
 from service.flow.ingest import ingest
 from service.flow.reward import learn, renew_snapshot
-from service.flow.schedule import schedule, write_sends
-from service.tables import ArmRow, CampaignRow, DecisionRow, ExperimentRow, SendRow, SnapshotRow
-from tests.service.flow.plans import intent, limits
-from tests.service.flow.shown import reward, show
+from service.tables import ArmRow, DecisionRow, ExperimentRow, SendRow, SnapshotRow
+from tests.service.flow.shown import plan_campaign, reward, show
 
 ARMS = (Arm("plain", "News for you"), Arm("question", "Seen this?"), Arm("offer", "10 % off today"))
 
 
 def new_experiment(**changes) -> NewExperiment:
     return NewExperiment(**{"name": "Subjects", "kind": "subject", "arms": ARMS, **changes})
-
-
-def plan_campaign(session, keys, experiments, now, window_hours=24) -> None:
-    session.add(
-        CampaignRow(
-            campaign_id="cmp_1",
-            name="One",
-            status="scheduled",
-            template_id="offer",
-            template_version=1,
-            audience={"everyone": True},
-            experiments=experiments,
-            topic="marketing",
-            window_start=now,
-            window_end=now + timedelta(hours=window_hours),
-            holdout_share=0.0,
-            timing="spread",
-            created_at=now,
-            scheduled_at=now,
-        )
-    )
-    plan = intent(now, timing="spread", window_end=now + timedelta(hours=window_hours))
-    write_sends(session, schedule(session, plan, np.array(keys), None, limits(), now=now), now=now)
 
 
 def test_every_decision_has_a_positive_propensity_and_replays_to_the_same_arm(any_database, add_contacts, now):
