@@ -39,7 +39,7 @@ from training.serving import Serving
 
 ARMS = (Arm("plain", "This week in the shop"), Arm("loved", "{{ first_name | default: 'Hello' }}, your favourites"))
 CLICKS = {"plain": 0.1, "loved": 0.5}
-N_PEOPLE = 500
+N_PEOPLE = 300
 
 
 def people(count):
