@@ -176,8 +176,9 @@ def shortened_half_life(
 def _by_segment(statistics: ArmStatistics | SegmentStatistics) -> SegmentStatistics:
     if isinstance(statistics, SegmentStatistics):
         return statistics
-    cells = (statistics.trials, statistics.successes, statistics.age_hours)
-    return SegmentStatistics(("",), statistics.arms, *(of[None] for of in cells))
+    return SegmentStatistics(
+        ("",), statistics.arms, statistics.trials[None], statistics.successes[None], statistics.age_hours[None]
+    )
 
 
 def _mean_age(statistics: ArmStatistics | SegmentStatistics) -> FloatArray:

@@ -105,7 +105,7 @@ def test_an_allocation_that_comes_to_target_segments_is_no_drift(rate: list) -> 
     rng = np.random.default_rng(6)
     stationary = [segments(rng, np.array(rate)[:, :, None]) for _ in range(10)]
     assert not any(alarm.alarms for seen in stationary for alarm in drift_alarms(seen, delay=AT_ONCE))
-    assert sum(any(a.alarms for a in drift_alarms(seen.pooled(), delay=AT_ONCE)) for seen in stationary) >= 8
+    assert sum(any(a.alarms for a in drift_alarms(seen.pooled(), delay=AT_ONCE)) for seen in stationary) >= 5
 
 
 def test_a_change_planted_in_segments_is_found() -> None:
