@@ -166,8 +166,8 @@ class GaussianThompson(Learner):
         best = probability_largest(*self.posterior(trials, successes, sums, squares, age_hours))
         return self.spread(
             best,
-            self.exposure(trials, age_hours).sum(axis=-1),
-            (successes * self.weights(age_hours)).sum(axis=(-1, -2)),
+            self.due(trials, age_hours).sum(axis=-1),
+            self.answered(successes).sum(axis=(-1, -2)),
             self.floor_of(len(arms)),
         )
 
@@ -182,25 +182,25 @@ class GaussianThompson(Learner):
         floor = self.floor_of(len(table.arms))
         pmf = self.limited(table.arms, self.pmf(table), previous_pmf(previous, table.arms), floor)
         mean, scale, _ = self.posterior(table.trials, table.successes, table.sums, table.squares, table.age_hours)
-        n_effective = self.exposure(table.trials, table.age_hours).sum(axis=-1)
+        due = self.due(table.trials, table.age_hours).sum(axis=-1)
         return Allocation(
             table.arms,
             pmf,
             self.reason(table),
             details={
-                "effective_trials": n_effective.tolist(),
+                "effective_trials": self.exposure(table.trials, table.age_hours).sum(axis=-1).tolist(),
                 "effective_successes": (table.successes * self.weights(table.age_hours)).sum(axis=-1).tolist(),
                 "posterior_mean": mean.tolist(),
                 "posterior_scale": scale.tolist(),
                 "floor": floor,
-                "burning_in": [a for a, n in zip(table.arms, n_effective, strict=True) if n < self.minimum_per_arm],
+                "burning_in": [a for a, n in zip(table.arms, due, strict=True) if n < self.minimum_per_arm],
             },
         )
 
     def reason(self, statistics: ValueStatistics) -> str:
         """Whether the evidence suffices, with the counts."""
         needed = self.minimum_successes * len(statistics.arms)
-        seen = float((statistics.successes * self.weights(statistics.age_hours)).sum())
+        seen = float(self.answered(statistics.successes).sum())
         if seen < needed:
             return f"uniform: {int(seen)} rewards so far, {needed:g} needed"
         return f"{self.name}: {int(statistics.successes.sum())} rewards in {int(statistics.trials.sum())} trials"

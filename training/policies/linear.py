@@ -172,7 +172,7 @@ class LinearThompson(Policy):
     n_draws : int, from 10 to 1000
         Size of the ensemble.
     minimum_successes : float
-        Successes per arm, on average, from which on the split may leave the uniform one.
+        Successes per arm, on average, from which on the split may leave the uniform one; not discounted.
     wave_concentration : float, above 0
         Waves' base rates differ by a relative standard deviation of ``wave_concentration ** -0.5``, as in
         ``training.policies.waves.fit_waves``.
