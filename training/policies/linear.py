@@ -182,6 +182,9 @@ class LinearThompson(Policy):
     feature_deviation : float, above 0
         Prior standard deviation of the weights W of arm features, in standard deviations of the reward.
     delay : DelayCdf
+    design_effect : float, at or above 1
+        Variance of an arm's rewards over that of independent trials, where contacts keep their arm over many mails
+        (sticky): the evidence is divided by it, as in ``Learner``.
 
     References
     ----------
@@ -211,6 +214,7 @@ class LinearThompson(Policy):
     arm_deviation: float | None = None
     feature_deviation: float = 0.3
     delay: DelayCdf = field(default_factory=DelayCdf)
+    design_effect: float = 1.0
     name: ClassVar[str] = "linear"
     context: ClassVar[Context] = "vector"
     learns_from: ClassVar[type] = LinearStatistics
@@ -230,6 +234,10 @@ class LinearThompson(Policy):
             raise ValueError(f"n_draws {self.n_draws} is not from 10 to 1000; 100 is the default")
         if not 0 <= self.minimum_successes < np.inf:
             raise ValueError(f"minimum_successes {self.minimum_successes} must be 0 or more and finite")
+        if not 1 <= self.design_effect < np.inf:
+            raise ValueError(
+                f"design_effect {self.design_effect} must be 1 or more and finite; 1 is independent trials"
+            )
 
     def floor_of(self, n_arms: int) -> float:
         """The floor of ``n_arms`` arms."""
@@ -270,7 +278,8 @@ class LinearThompson(Policy):
         uniform = mix_floor(np.full(len(arms), 1.0 / len(arms)), floor)
         trials, total = int(statistics.trials.sum()), statistics.moments[:, :, 0].sum()
         # Of rewards of 0 and 1 the number of ones; of unequal ones the number of equal ones that vary as much.
-        seen, needed = total**2 / max(statistics.squares.sum(), 1e-300), self.minimum_successes * len(arms)
+        seen = total**2 / max(statistics.squares.sum(), 1e-300) / self.design_effect
+        needed = self.minimum_successes * len(arms)
         counts = {"trials": trials, "effective_successes": float(seen), "minimum_successes": float(needed)}
         if seen < needed or seen == 0:
             reason = f"uniform: {seen:.0f} successes so far, {needed:g} needed"
@@ -303,6 +312,7 @@ class LinearThompson(Policy):
             "arm_deviation": self.arm_deviation,
             "feature_deviation": self.feature_deviation,
             "delay": self.delay.parameters(),
+            "design_effect": self.design_effect,
         }
 
     def posterior(self, statistics: LinearStatistics) -> LinearPosterior:
@@ -321,9 +331,9 @@ class LinearThompson(Policy):
 
     def _evidence(self, statistics: LinearStatistics) -> _Evidence:
         n_arms, _, d = statistics.moments.shape
-        kept = np.ones_like(statistics.age_hours)
+        kept = np.full_like(statistics.age_hours, 1.0 / self.design_effect)
         if self.half_life_days is not None:
-            kept = 0.5 ** (statistics.age_hours / 24 / self.half_life_days)
+            kept = 0.5 ** (statistics.age_hours / 24 / self.half_life_days) / self.design_effect
         sums, squares, trials = statistics.moments[:, :, 0], statistics.squares, statistics.trials
         # Answers may come sooner than the curve has them: no cell has fewer answers due than it has successes.
         answered = np.minimum(sums**2 / np.maximum(squares, 1e-300), trials) / np.maximum(trials, 1)
