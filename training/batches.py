@@ -27,6 +27,8 @@ class InverseSums:
         Sums of ``1 / p``, ``y / p`` and ``y**2 / p``, with y the unit's reward and p the logged propensity of its arm.
     squared_weights, squared_sums, squared_squares : ndarray of float64, same shape
         The same with ``1 / p**2``.
+    least : ndarray of float64, shape (..., n_arms)
+        Least propensity with which each arm was drawn, over all batches; NaN for one that never was.
     """
 
     weights: FloatArray
@@ -35,6 +37,7 @@ class InverseSums:
     squared_weights: FloatArray
     squared_sums: FloatArray
     squared_squares: FloatArray
+    least: FloatArray
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,31 @@ def posterior_draws(batches: Batches, n_draws: int = 10_000, seed: int = 0) -> F
     """Draws of the arms' mean rewards, compared within batches only, shape (n_draws, n_arms).
 
     For a reward of 0 or 1 the Beta posterior of Thompson sampling without tempering; else a normal one with a common
-    variance and an effect a batch taken out.
+    variance and an effect a batch taken out. Where propensities differ within batches an arm's contacts are not the
+    batch's, and sums mistake an arm shown to eager contacts for a good one: there a normal one around the arms' means
+    by inverse propensities, over the batches that all arms were open to. The arms are drawn apart, though what a
+    batch's contacts have in common moves them together: that makes the draws less sure, never surer.
 
     Parameters
     ----------
     batches : Batches
         Without leading axes.
+
+    Raises
+    ------
+    ValueError
+        If propensities differ within batches and an arm has too few successes for a normal posterior.
     """
     rng = np.random.default_rng(seed)
+    if batches.inverse is not None:
+        common = _open_to_all(batches)
+        # A plan only says where an interval is narrowest; neither estimate nor error depends on it.
+        means = [arm_mean(common, arm, Plan(1, 1.0), weights="equal") for arm in batches.arms]
+        why = next((mean.last.why for mean in means if mean.last.why is not None), None)
+        if why is not None:
+            raise ValueError(f"no posterior of the arms where all were open: {why}")
+        centre, error = [mean.estimate[-1] for mean in means], [mean.error[-1] for mean in means]
+        return np.asarray(rng.normal(centre, error, (n_draws, len(means))), dtype=np.float64)
     trials, sums = batches.trials.T, batches.sums.T
     if np.array_equal(batches.sums, batches.squares):
         ages = np.full(trials.shape, 1e6)
@@ -170,21 +187,22 @@ def shrunk_means(
 
     Equal weights, so that every arm's mean is over the same units. None while an arm has too few successes there.
     """
-    together = np.flatnonzero((batches.pmf > 0).all(axis=-1))
-    inverse = batches.inverse
-    common = replace(
-        batches,
-        **{
-            name: getattr(batches, name)[together] for name in ("pmf", "trials", "sums", "squares", "model", "variance")
-        },
-        inverse=None
-        if inverse is None
-        else InverseSums(*(getattr(inverse, of.name)[together] for of in fields(InverseSums))),
-    )
+    common = _open_to_all(batches)
     means = [arm_mean(common, arm, plan, weights="equal") for arm in batches.arms]
     if not all(mean.last.why is None for mean in means):
         return None
     return shrink([mean.estimate[-1] for mean in means], [mean.error[-1] for mean in means], past=past, level=level)
+
+
+def _open_to_all(batches: Batches) -> Batches:
+    """The batches that every arm was open to: there the arms' means are over the same units."""
+    together = np.flatnonzero((batches.pmf > 0).all(axis=-1))
+    inverse = batches.inverse
+    if inverse is not None:
+        sums = {of.name: getattr(inverse, of.name)[together] for of in fields(InverseSums) if of.name != "least"}
+        inverse = replace(inverse, **sums)
+    own = {name: getattr(batches, name)[together] for name in ("pmf", "trials", "sums", "squares", "model", "variance")}
+    return replace(batches, **own, inverse=inverse)
 
 
 def _spread_log_likelihood(y: FloatArray, s: FloatArray, taus: FloatArray) -> FloatArray:

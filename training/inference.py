@@ -549,6 +549,8 @@ class Overlap:
 def overlap(batches: Batches) -> tuple[Overlap, ...]:
     """Effective sample size, greatest weight and least propensity of each arm (without leading axes).
 
+    Where propensities differ within batches all three are of the logged ones; the mean of a batch hides the least.
+
     References
     ----------
     Kish (1965), "Survey sampling": ``(sum w)**2 / sum w**2``.
@@ -563,12 +565,18 @@ def overlap(batches: Batches) -> tuple[Overlap, ...]:
             first, second = batches.inverse.weights[..., k].sum(), batches.inverse.squared_weights[..., k].sum()
         effective = float(first**2 / second) if second > 0 else 0.0
         least = float(pmf[is_open].min()) if is_open.any() else 0.0
+        greatest = float(w[n > 0].max()) if (n > 0).any() else 0.0
+        is_known = True
+        if batches.inverse is not None:
+            is_known = bool(np.isfinite(batches.inverse.least[k]))
+            least = float(batches.inverse.least[k]) if is_known else 0.0
+            greatest = 1 / least if is_known else 0.0
         why = None
-        if least < LEAST_PROPENSITY:
+        if is_known and least < LEAST_PROPENSITY:
             why = f"refused: {arm} had a propensity of {least:.2g}, below {LEAST_PROPENSITY}; raise its floor"
         elif effective < NEEDED_SAMPLE:
             why = f"too early: effective sample of {arm} is {effective:.0f}, {NEEDED_SAMPLE:.0f} needed"
-        made.append(Overlap(arm, effective, float(w[n > 0].max()) if (n > 0).any() else 0.0, least, why))
+        made.append(Overlap(arm, effective, greatest, least, why))
     return tuple(made)
 
 

@@ -158,7 +158,10 @@ def _over_time(sequence: ConfidenceSequence, evidence: Evidence) -> list[dict[st
 def _decision_aid(batches: Batches, plan: Plan) -> dict[str, Any]:
     if not batches.trials.sum():
         return {"why": NO_UNITS}
-    draws = posterior_draws(batches)
+    try:
+        draws = posterior_draws(batches)
+    except ValueError as error:  # propensities differ by contact, and there are few successes
+        return {"why": str(error)}
     aid = decision_aid(batches.arms, draws)
     shrunk = shrunk_means(batches, plan)
     return {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from training.batches import Batches
+from training.batches import Batches, InverseSums
 from training.decision_aids import DecisionAid, decision_aid, posterior_draws, shrink, shrunk_means
 from training.inference import Plan
 from training.inference_worlds import winners
@@ -19,6 +21,46 @@ def test_a_good_hour_is_not_a_good_arm() -> None:
     for squares in (clicks, clicks * 2.0):
         draws = posterior_draws(Batches.of(("a", "b"), pmf, trials, clicks, squares))
         assert 0.3 < decision_aid(("a", "b"), draws).probability_best[1] < 0.7
+
+
+def contextual(effect: float, seed: int, size: int = 4000) -> Batches:
+    """Eager contacts are shown arm b, where it does more; the others arm a, where b does less: 90 to 10."""
+    rng = np.random.default_rng(seed)
+    n_batches = 5
+    batch = np.repeat(np.arange(n_batches), size)
+    is_eager = rng.random(len(batch)) < 0.5
+    p_b = np.where(is_eager, 0.9, 0.1)
+    arm = (rng.random(len(batch)) < p_b).astype(int)
+    p = np.where(arm == 1, p_b, 1 - p_b)
+    rate = np.where(is_eager, 0.3, 0.1) + arm * (effect + np.where(is_eager, 0.05, -0.05))
+    reward = (rng.random(len(batch)) < rate).astype(float)
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.bincount(2 * batch + arm, values, 2 * n_batches).reshape(n_batches, 2)
+
+    over = [1 / p, reward / p, reward / p, 1 / p**2, reward / p**2, reward / p**2]
+    inverse = InverseSums(*(summed(values) for values in over), least=np.array([0.1, 0.1]))
+    trials = summed(np.ones(len(batch)))
+    return Batches.of(("a", "b"), trials / trials.sum(axis=1, keepdims=True), trials, summed(reward), inverse=inverse)
+
+
+def test_an_arm_that_eager_contacts_were_shown_is_not_a_good_arm() -> None:
+    """Its average effect is 0; sums of the same batches are sure of it."""
+    for seed in range(6):
+        batches = contextual(0.0, seed)
+        chance = decision_aid(batches.arms, posterior_draws(batches)).probability_best[1]
+        assert 0.03 < chance < 0.97, (seed, chance)
+        sums_only = replace(batches, inverse=None)
+        assert decision_aid(batches.arms, posterior_draws(sums_only)).probability_best[1] > 0.999
+        for effect in (-0.05, 0.05):
+            found = decision_aid(batches.arms, posterior_draws(contextual(effect, seed)))
+            assert found.leader == ("b" if effect > 0 else "a")
+            assert max(found.probability_best) > 0.98
+
+
+def test_with_few_successes_and_propensities_of_each_contact_there_is_no_posterior() -> None:
+    with pytest.raises(ValueError, match="too early: "):
+        posterior_draws(contextual(0.0, 0, size=15))
 
 
 def test_chances_sum_to_one_the_leader_loses_least_and_more_evidence_is_surer() -> None:

@@ -19,8 +19,7 @@ from training.headlines import (
 )
 
 FILE = "upworthy_early_weeks.parquet"
-#: Figures of an earlier study of the same tests, one noise draw: sends, way, share captured. One is left out because it
-#: is not reached: 2,000 sends in 50 batches with the pooled prior, then .15, now .094 [.087, .100] over 20 draws.
+#: Figures of an earlier study of the same tests, one noise draw: sends, way, share captured.
 EARLIER = {
     (2_000, "split 20 %"): 0.15, (2_000, "split 50 %"): 0.17, (2_000, "thompson, 10 batches"): 0.02,
     (2_000, "thompson, pooled prior, 10 batches"): 0.07,
@@ -29,6 +28,8 @@ EARLIER = {
     (50_000, "split 20 %"): 0.55, (50_000, "split 50 %"): 0.40, (50_000, "thompson, 10 batches"): 0.56,
     (50_000, "thompson, pooled prior, 10 batches"): 0.56, (50_000, "thompson, pooled prior, 50 batches"): 0.60,
 }  # fmt: skip
+#: Of the same study, not reached: .094 [.087, .100] over 20 draws.
+MISSED = (2_000, "thompson, pooled prior, 50 batches"), 0.15
 
 
 def made_up(n_tests: int, seed: int) -> HeadlineTests:
@@ -103,10 +104,22 @@ def test_real_headlines_are_captured_as_in_an_earlier_study(data_folder: Path) -
             assert row["high"] >= EARLIER[row["sends"], row["way"]] - 0.05, row
 
 
+@pytest.fixture(scope="module")
+def captured_of_400(data_folder: Path) -> dict[tuple[int, str], float]:
+    report = headlines_report(read_headline_tests(data_folder / FILE, 400))
+    return {(row["sends"], row["way"]): row["captured"] for row in report["captured"]}
+
+
 @pytest.mark.data
 @pytest.mark.slow
-def test_400_real_tests_capture_no_less_than_an_earlier_study(data_folder: Path) -> None:
-    report = headlines_report(read_headline_tests(data_folder / FILE, 400))
-    captured = {(row["sends"], row["way"]): row["captured"] for row in report["captured"]}
+def test_400_real_tests_capture_no_less_than_an_earlier_study(captured_of_400: dict) -> None:
     for key, before in EARLIER.items():
-        assert captured[key] >= before - 0.05, key
+        assert captured_of_400[key] >= before - 0.05, key
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="2,000 sends in 50 batches with the pooled prior capture .094, not .10")
+def test_400_real_tests_of_2000_sends_with_the_pooled_prior_capture_as_much(captured_of_400: dict) -> None:
+    key, before = MISSED
+    assert captured_of_400[key] >= before - 0.05

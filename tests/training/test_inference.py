@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -58,6 +58,7 @@ def drawn(
     inverse = InverseSums(
         *(summed(y / propensity) for y in (ones, reward, reward**2)),
         *(summed(y / propensity**2) for y in (ones, reward, reward**2)),
+        least=np.array([propensity[arm == k].min(initial=1.0) for k in range(n_arms)]),
     )
     batches = Batches.of(
         tuple("abcd"[:n_arms]), pmf if not vary else _means(own, batch), summed(ones), summed(reward),
@@ -103,7 +104,7 @@ def test_propensities_that_agree_within_batches_change_nothing_when_given_row_by
     rows = drawn((0.2, 0.25), LOPSIDED[:, :2] / LOPSIDED[:, :2].sum(axis=1, keepdims=True), 2000, 3)
     of, p = rows.batches, rows.batches.pmf
     inverse = InverseSums(
-        of.trials / p, of.sums / p, of.squares / p, of.trials / p**2, of.sums / p**2, of.squares / p**2
+        of.trials / p, of.sums / p, of.squares / p, of.trials / p**2, of.sums / p**2, of.squares / p**2, p.min(axis=0)
     )
     same = Batches.of(of.arms, p, of.trials, of.sums, inverse=inverse)
     for one, other in (
@@ -206,6 +207,24 @@ def test_effective_sample_is_that_of_the_weights() -> None:
     assert (b.maximum_weight, b.least_propensity) == (10.0, 0.1)
     assert b.why == "too early: effective sample of b is 67, 100 needed"
     assert a.why is None
+
+
+def test_where_propensities_differ_by_row_the_least_of_them_counts_and_not_their_mean() -> None:
+    """Arm b has about a third of the batch, and some contacts saw it once in hundreds."""
+    rows = drawn((0.2, 0.25), np.array([[0.7, 0.3]]), 20_000, 21, vary=2.0)
+    for k, one in enumerate(overlap(rows.batches)):
+        least = rows.propensity[rows.arm == k].min()
+        assert (one.least_propensity, one.maximum_weight) == (least, 1 / least)
+    assert rows.batches.pmf.min() > 0.2
+    assert "raise its floor" in compare(rows.batches, "a", PLAN)[0].sentence
+    assert "too early" in overlap(replace(rows.batches, inverse=nobody_drawn(rows.batches)))[1].why
+
+
+def nobody_drawn(batches: Batches) -> InverseSums:
+    """The sums had arm b never been drawn."""
+    of = batches.inverse
+    without = {f.name: np.where([True, False], getattr(of, f.name), 0.0) for f in fields(of)}
+    return InverseSums(**without | {"least": np.where([True, False], of.least, np.nan)})
 
 
 def test_an_even_split_earns_nothing_over_an_even_split_and_a_good_one_does() -> None:

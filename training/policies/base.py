@@ -77,7 +77,7 @@ class Allocation:
         ----------
         segments : sequence of str or None, length n, optional
         contexts : array-like of float32, shape (n, n_features), optional
-            Vectors; a row with a NaN is a contact without one.
+            Vectors; a row with a number that is not finite, also once it is a float32, is a contact without one.
         """
         rows = np.repeat(self.pmf[None, :], n, axis=0)
         if self.by_segment and segments is not None:
@@ -85,8 +85,9 @@ class Allocation:
                 if segment is not None and segment in self.by_segment:
                     rows[i] = self.by_segment[segment]
         if self.ensemble is not None and contexts is not None:
-            x = np.asarray(contexts, dtype=np.float32)
-            known = ~np.isnan(x).any(axis=1)
+            with np.errstate(over="ignore"):
+                x = np.asarray(contexts, dtype=np.float32)
+            known = np.isfinite(x).all(axis=1)
             shares = won_shares(self.ensemble, x[known])
             rows[known] = (1 - self.uniform) * shares + self.uniform / len(self.arms)
         return rows

@@ -123,14 +123,18 @@ class GaussianThompson(Learner):
         S_.w / (e_.w + a)``, both over sigma**2.
         """
         weight = self.weights(age_hours)
-        e, s, q, n = self.exposure(trials, age_hours), sums * weight, squares * weight, successes * weight
+        s, q, n, shown = sums * weight, squares * weight, successes * weight, (trials * weight).sum(axis=-1)
+        # Answers may come sooner than the curve has them: no cell has fewer answers due than it has successes.
+        e = np.maximum(self.exposure(trials, age_hours), n)
         n_arms = trials.shape[-2]
         by_arm = np.maximum(e.sum(axis=-1), 1e-300)
         total = np.maximum(by_arm.sum(axis=-1), 1e-300)
         mean = s.sum(axis=(-1, -2)) / total
         second = q.sum(axis=(-1, -2)) / total
-        least = 1e-12 * second + 1e-300
-        own = np.maximum(q.sum(axis=-1) / by_arm - (s.sum(axis=-1) / by_arm) ** 2, 0.0)
+        least = 1e-6 * second + 1e-300
+        # Around the mean over the trials shown; per trial due, for that is what the precision counts.
+        around = q.sum(axis=-1) - s.sum(axis=-1) ** 2 / np.maximum(shown, 1e-300)
+        own = np.maximum(around, 0.0) / by_arm
         common = np.maximum((own * by_arm).sum(axis=-1) / total, least)
         n_own = n.sum(axis=-1)
         variance = (VARIANCE_PRIOR * common[..., None] + n_own * own) / (VARIANCE_PRIOR + n_own)
@@ -162,8 +166,8 @@ class GaussianThompson(Learner):
         best = probability_largest(*self.posterior(trials, successes, sums, squares, age_hours))
         return self.spread(
             best,
-            self.exposure(trials, age_hours).sum(axis=-1),
-            (successes * self.weights(age_hours)).sum(axis=(-1, -2)),
+            self.due(trials, age_hours).sum(axis=-1),
+            self.answered(successes).sum(axis=(-1, -2)),
             self.floor_of(len(arms)),
         )
 
@@ -178,25 +182,25 @@ class GaussianThompson(Learner):
         floor = self.floor_of(len(table.arms))
         pmf = self.limited(table.arms, self.pmf(table), previous_pmf(previous, table.arms), floor)
         mean, scale, _ = self.posterior(table.trials, table.successes, table.sums, table.squares, table.age_hours)
-        n_effective = self.exposure(table.trials, table.age_hours).sum(axis=-1)
+        due = self.due(table.trials, table.age_hours).sum(axis=-1)
         return Allocation(
             table.arms,
             pmf,
             self.reason(table),
             details={
-                "effective_trials": n_effective.tolist(),
+                "effective_trials": self.exposure(table.trials, table.age_hours).sum(axis=-1).tolist(),
                 "effective_successes": (table.successes * self.weights(table.age_hours)).sum(axis=-1).tolist(),
                 "posterior_mean": mean.tolist(),
                 "posterior_scale": scale.tolist(),
                 "floor": floor,
-                "burning_in": [a for a, n in zip(table.arms, n_effective, strict=True) if n < self.minimum_per_arm],
+                "burning_in": [a for a, n in zip(table.arms, due, strict=True) if n < self.minimum_per_arm],
             },
         )
 
     def reason(self, statistics: ValueStatistics) -> str:
         """Whether the evidence suffices, with the counts."""
         needed = self.minimum_successes * len(statistics.arms)
-        seen = float((statistics.successes * self.weights(statistics.age_hours)).sum())
+        seen = float(self.answered(statistics.successes).sum())
         if seen < needed:
             return f"uniform: {int(seen)} rewards so far, {needed:g} needed"
         return f"{self.name}: {int(statistics.successes.sum())} rewards in {int(statistics.trials.sum())} trials"

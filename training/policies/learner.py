@@ -20,7 +20,8 @@ class Learner(Policy):
     Parameters
     ----------
     minimum_successes : float
-        Successes per arm, on average, from which on the split may leave the uniform one.
+        Successes per arm, on average, from which on the split may leave the uniform one. Not discounted: what was
+        learned may fade, but silence does not send the split back.
     prior_successes : float, above 0
         Weight of the prior, in successes, at the mean of all arms.
     wave_concentration : float, above 0
@@ -30,7 +31,8 @@ class Learner(Policy):
         Age at which a trial counts half; None counts all alike. Applied when the counts are read, so what is stored
         stays whole numbers.
     minimum_per_arm : float
-        Trials (answers due, discounted) up to which an arm keeps the uniform share: a new arm's burn-in.
+        Trials (answers due, not discounted) up to which an arm keeps the uniform share: a new arm's burn-in. An arm
+        that was shown enough stays out of it, however little it is shown since.
     maximum_change : float, in (0, 1], optional
         Most that an arm's probability may move from one snapshot to the next.
     design_effect : float, at or above 1
@@ -74,22 +76,32 @@ class Learner(Policy):
         """Effective trials: those whose answer is due by their age, discounted; any shape."""
         return np.asarray(trials * self.delay(age_hours) * self.weights(age_hours), dtype=np.float64)
 
+    def due(self, trials: IntArray, age_hours: FloatArray) -> FloatArray:
+        """Trials whose answer is due by their age, over the design effect, not discounted; any shape."""
+        return np.asarray(trials * self.delay(age_hours) / self.design_effect, dtype=np.float64)
+
+    def answered(self, successes: IntArray) -> FloatArray:
+        """Successes over the design effect, not discounted; any shape."""
+        return np.asarray(successes / self.design_effect, dtype=np.float64)
+
     def spread(
-        self, best: FloatArray, effective_trials: FloatArray, effective_successes: FloatArray, floor: float | FloatArray
+        self, best: FloatArray, due_trials: FloatArray, successes: FloatArray, floor: float | FloatArray
     ) -> FloatArray:
         """Arm probabilities from the shares that the evidence alone would give, shape (..., n_arms).
 
         Parameters
         ----------
-        best, effective_trials : ndarray of float64, shape (..., n_arms)
-        effective_successes : ndarray of float64, shape (...,)
-            Of all arms.
+        best : ndarray of float64, shape (..., n_arms)
+        due_trials : ndarray of float64, shape (..., n_arms)
+            See ``due``.
+        successes : ndarray of float64, shape (...,)
+            Of all arms; see ``answered``.
         floor : float, or ndarray of float64 of shape (..., 1)
         """
         n_arms = best.shape[-1]
-        enough = effective_successes >= self.minimum_successes * n_arms
+        enough = successes >= self.minimum_successes * n_arms
         pmf = mix_floor(np.where(enough[..., None], best, 1.0 / n_arms), floor)
-        return burn_in(pmf, effective_trials < self.minimum_per_arm, floor)
+        return burn_in(pmf, due_trials < self.minimum_per_arm, floor)
 
     def limited(self, arms: tuple[str, ...], pmf: FloatArray, previous: FloatArray | None, floor: float) -> FloatArray:
         """``pmf``, moved from ``previous`` (NaN for a new arm) by at most ``maximum_change``."""

@@ -172,7 +172,7 @@ class LinearThompson(Policy):
     n_draws : int, from 10 to 1000
         Size of the ensemble.
     minimum_successes : float
-        Successes per arm, on average, from which on the split may leave the uniform one.
+        Successes per arm, on average, from which on the split may leave the uniform one; not discounted.
     wave_concentration : float, above 0
         Waves' base rates differ by a relative standard deviation of ``wave_concentration ** -0.5``, as in
         ``training.policies.waves.fit_waves``.
@@ -182,6 +182,9 @@ class LinearThompson(Policy):
     feature_deviation : float, above 0
         Prior standard deviation of the weights W of arm features, in standard deviations of the reward.
     delay : DelayCdf
+    design_effect : float, at or above 1
+        Variance of an arm's rewards over that of independent trials, where contacts keep their arm over many mails
+        (sticky): the evidence is divided by it, as in ``Learner``.
 
     References
     ----------
@@ -211,6 +214,7 @@ class LinearThompson(Policy):
     arm_deviation: float | None = None
     feature_deviation: float = 0.3
     delay: DelayCdf = field(default_factory=DelayCdf)
+    design_effect: float = 1.0
     name: ClassVar[str] = "linear"
     context: ClassVar[Context] = "vector"
     learns_from: ClassVar[type] = LinearStatistics
@@ -230,6 +234,10 @@ class LinearThompson(Policy):
             raise ValueError(f"n_draws {self.n_draws} is not from 10 to 1000; 100 is the default")
         if not 0 <= self.minimum_successes < np.inf:
             raise ValueError(f"minimum_successes {self.minimum_successes} must be 0 or more and finite")
+        if not 1 <= self.design_effect < np.inf:
+            raise ValueError(
+                f"design_effect {self.design_effect} must be 1 or more and finite; 1 is independent trials"
+            )
 
     def floor_of(self, n_arms: int) -> float:
         """The floor of ``n_arms`` arms."""
@@ -270,7 +278,8 @@ class LinearThompson(Policy):
         uniform = mix_floor(np.full(len(arms), 1.0 / len(arms)), floor)
         trials, total = int(statistics.trials.sum()), statistics.moments[:, :, 0].sum()
         # Of rewards of 0 and 1 the number of ones; of unequal ones the number of equal ones that vary as much.
-        seen, needed = total**2 / max(statistics.squares.sum(), 1e-300), self.minimum_successes * len(arms)
+        seen = total**2 / max(statistics.squares.sum(), 1e-300) / self.design_effect
+        needed = self.minimum_successes * len(arms)
         counts = {"trials": trials, "effective_successes": float(seen), "minimum_successes": float(needed)}
         if seen < needed or seen == 0:
             reason = f"uniform: {seen:.0f} successes so far, {needed:g} needed"
@@ -303,6 +312,7 @@ class LinearThompson(Policy):
             "arm_deviation": self.arm_deviation,
             "feature_deviation": self.feature_deviation,
             "delay": self.delay.parameters(),
+            "design_effect": self.design_effect,
         }
 
     def posterior(self, statistics: LinearStatistics) -> LinearPosterior:
@@ -321,16 +331,20 @@ class LinearThompson(Policy):
 
     def _evidence(self, statistics: LinearStatistics) -> _Evidence:
         n_arms, _, d = statistics.moments.shape
-        kept = np.ones_like(statistics.age_hours)
+        kept = np.full_like(statistics.age_hours, 1.0 / self.design_effect)
         if self.half_life_days is not None:
-            kept = 0.5 ** (statistics.age_hours / 24 / self.half_life_days)
-        due = kept * self.delay(statistics.age_hours)
-        exposure = (due * statistics.trials).sum(axis=0)
-        by_wave = (kept * statistics.moments[:, :, 0]).sum(axis=0)
+            kept = 0.5 ** (statistics.age_hours / 24 / self.half_life_days) / self.design_effect
+        sums, squares, trials = statistics.moments[:, :, 0], statistics.squares, statistics.trials
+        # Answers may come sooner than the curve has them: no cell has fewer answers due than it has successes.
+        answered = np.minimum(sums**2 / np.maximum(squares, 1e-300), trials) / np.maximum(trials, 1)
+        due = kept * np.maximum(self.delay(statistics.age_hours), answered)
+        exposure = (due * trials).sum(axis=0)
+        by_wave = (kept * sums).sum(axis=0)
         total = max(float(exposure.sum()), 1.0)
         rate = by_wave.sum() / total
-        level = by_wave.sum() ** 2 / total
-        variance = max(float((kept * statistics.squares).sum() - level) / total, 1e-12)
+        # Rewards vary around their mean over the trials shown; per trial due, for that is what the precision counts.
+        second, shown_trials = float((kept * squares).sum()), max(float((kept * trials).sum()), 1e-300)
+        variance = max(second - float(by_wave.sum()) ** 2 / shown_trials, 1e-6 * second, 1e-300) / total
         # A wave's effect has the variance rate**2 / wave_concentration.
         weight = exposure + self.wave_concentration * variance / max(rate**2, 1e-12 * variance)
         gram = np.matmul(due[:, None, :], statistics.gram.reshape(n_arms, -1, d * d)).reshape(n_arms, d, d)

@@ -155,10 +155,10 @@ class BetaLearner(Learner, CountPolicy):
 
     def shares(self, arms: tuple[str, ...], trials: IntArray, successes: IntArray, age_hours: FloatArray) -> FloatArray:
         """What the posterior prefers, with floor and burn-in."""
-        exposure, answered = self.exposure(trials, age_hours), successes * self.weights(age_hours)
-        alpha, beta = self._posterior(exposure, answered)
+        alpha, beta = self.posterior(trials, successes, age_hours)
         best, floor = self.preferred(alpha, beta), self.floor_in_force(alpha, beta)
-        return self.spread(best, exposure.sum(axis=-1), answered.sum(axis=(-1, -2)), floor)
+        due, answered = self.due(trials, age_hours), self.answered(successes)
+        return self.spread(best, due.sum(axis=-1), answered.sum(axis=(-1, -2)), floor)
 
     def posterior(self, trials: IntArray, successes: IntArray, age_hours: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Parameters (alpha, beta) of each arm's tempered posterior, shape (..., n_arms) each."""
@@ -190,47 +190,45 @@ class BetaLearner(Learner, CountPolicy):
         """
         arms = statistics.arms
         table = statistics.strata() if isinstance(statistics, SegmentStatistics) else statistics
-        exposure, answered = self.exposure(table.trials, table.age_hours), self._answered(table)
-        alpha, beta = self._posterior(exposure, answered)
+        exposure, kept = self.exposure(table.trials, table.age_hours), self._kept(table)
+        alpha, beta = self._posterior(exposure, kept)
         floor = float(np.asarray(self.floor_in_force(alpha, beta)).reshape(-1)[0])
-        n_effective = exposure.sum(axis=-1)
-        target = self.spread(self.preferred(alpha, beta), n_effective, answered.sum(axis=(-1, -2)), floor)
+        due = self.due(table.trials, table.age_hours).sum(axis=-1)
+        target = self.spread(self.preferred(alpha, beta), due, self.answered(table.successes).sum(), floor)
         pmf = self.limited(arms, target, previous_pmf(previous, arms), floor)
         by_segment: Mapping[str, FloatArray] = {}
         if isinstance(statistics, SegmentStatistics) and len(statistics.segments) > 1:
-            by_segment = self._by_segment(statistics, pmf, n_effective, previous)
+            by_segment = self._by_segment(statistics, pmf, due, previous)
         return Allocation(
             arms,
             pmf,
             self.reason(table),
             details={
-                "effective_trials": n_effective.tolist(),
-                "effective_successes": answered.sum(axis=-1).tolist(),
+                "effective_trials": exposure.sum(axis=-1).tolist(),
+                "effective_successes": kept.sum(axis=-1).tolist(),
                 "posterior_mean": (alpha / (alpha + beta)).tolist(),
                 "settled": float(probability_settled(alpha, beta)),
                 "floor": floor,
-                "burning_in": [arm for arm, n in zip(arms, n_effective, strict=True) if n < self.minimum_per_arm],
+                "burning_in": [arm for arm, n in zip(arms, due, strict=True) if n < self.minimum_per_arm],
             },
             by_segment=by_segment,
         )
 
-    def _answered(self, table: ArmStatistics | SegmentStatistics) -> FloatArray:
+    def _kept(self, table: ArmStatistics | SegmentStatistics) -> FloatArray:
         return np.asarray(table.successes * self.weights(table.age_hours), dtype=np.float64)
 
     def _by_segment(
-        self, statistics: SegmentStatistics, pooled: FloatArray, n_effective: FloatArray, previous: Allocation | None
+        self, statistics: SegmentStatistics, pooled: FloatArray, due: FloatArray, previous: Allocation | None
     ) -> Mapping[str, FloatArray]:
         arms = statistics.arms
-        answered = self._answered(statistics)
+        kept = self._kept(statistics)
         exposure = self.exposure(statistics.trials, statistics.age_hours)
         alpha, beta = segment_posterior(
-            exposure, answered, prior=self.prior, temper=self.temper, wave_concentration=self.wave_concentration
+            exposure, kept, prior=self.prior, temper=self.temper, wave_concentration=self.wave_concentration
         )
         floor = np.broadcast_to(np.asarray(self.floor_in_force(alpha, beta)), (len(alpha), 1))
-        successes = answered.sum(axis=(-1, -2))
-        target = self.spread(
-            self.preferred(alpha, beta), np.broadcast_to(n_effective, alpha.shape), successes, np.array(floor)
-        )
+        successes = self.answered(statistics.successes).sum(axis=(-1, -2))
+        target = self.spread(self.preferred(alpha, beta), np.broadcast_to(due, alpha.shape), successes, np.array(floor))
         own = successes >= self.minimum_successes * len(arms)
         own &= exposure.sum(axis=(-1, -2)) > 0
         return {
@@ -242,7 +240,7 @@ class BetaLearner(Learner, CountPolicy):
 
     def reason(self, statistics: ArmStatistics) -> str:
         """Whether the evidence suffices, with the counts."""
-        needed, seen = self.minimum_successes * len(statistics.arms), float(self._answered(statistics).sum())
+        needed, seen = self.minimum_successes * len(statistics.arms), float(self.answered(statistics.successes).sum())
         if seen < needed:
             return f"uniform: {int(seen)} successes so far, {needed:g} needed"
         return f"{self.name}: {int(statistics.successes.sum())} successes in {int(statistics.trials.sum())} trials"

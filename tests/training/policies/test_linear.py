@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,17 @@ def test_a_batch_of_one_is_a_batch_of_many_bit_for_bit() -> None:
     for start in (0, 1, 777, 2999):
         assert won_shares(ensemble, contexts[start : start + 1]).tobytes() == together[start : start + 1].tobytes()
     np.testing.assert_array_equal(won_shares(ensemble, contexts[::-1]), together[::-1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_a_vector_with_a_number_that_is_not_finite_is_none(value: float) -> None:
+    """1e39 is finite, but no float32."""
+    allocation = LinearThompson().allocate(seen(3, n=3000))
+    contexts = vectors(3, 4)
+    contexts[1, 2] = value
+    given = allocation.probabilities(3, contexts=contexts)
+    np.testing.assert_array_equal(given[1], allocation.pmf)
+    np.testing.assert_array_equal(given[[0, 2]], allocation.probabilities(2, contexts=contexts[[0, 2]]))
 
 
 def test_a_score_is_the_float32_sum_in_the_order_of_the_features() -> None:
@@ -249,6 +261,21 @@ def test_the_discount_forgets_what_was() -> None:
     assert forgotten[1, 0] - forgotten[0, 0] == pytest.approx(0.1, abs=0.02)
 
 
+def test_a_design_effect_of_two_is_half_the_evidence() -> None:
+    once = seen(5, n=3000)
+    twice = replace(once, **{name: 2 * getattr(once, name) for name in ("trials", "gram", "moments", "squares")})
+    halved = LinearThompson(design_effect=2.0, half_life_days=20.0).posterior(twice)
+    whole = LinearThompson(half_life_days=20.0).posterior(once)
+    np.testing.assert_allclose(halved.mean, whole.mean)
+    np.testing.assert_allclose(halved.precision_root, whole.precision_root)
+    policy = policy_from_parameters(json.loads(json.dumps(LinearThompson(design_effect=2.0).parameters())))
+    assert policy == LinearThompson(design_effect=2.0)
+    few = replace(once, moments=once.moments * 0.02, squares=once.squares * 0.02)
+    least = {"minimum_successes": float(few.moments[:, :, 0].sum() ** 2 / few.squares.sum() / len(few.arms))}
+    assert "uniform" not in LinearThompson(**least).allocate(few).reason
+    assert "uniform" in LinearThompson(**least, design_effect=1.1).allocate(few).reason
+
+
 def test_a_new_arm_with_features_starts_at_what_the_others_say_of_them() -> None:
     rng = np.random.default_rng(8)
     n_arms, n = 12, 60_000
@@ -355,6 +382,7 @@ def test_statistics_that_do_not_fit_are_refused_with_the_remedy(change: dict, sa
         ({"arm_deviation": np.inf}, "arm_deviation inf"),
         ({"n_draws": 5}, "n_draws 5 is not from 10 to 1000"),
         ({"minimum_successes": -1.0}, "minimum_successes"),
+        ({"design_effect": 0.5}, "design_effect 0.5 must be 1 or more"),
     ],
 )
 def test_parameters_out_of_range_are_refused(change: dict, says: str) -> None:
