@@ -14,6 +14,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from features.tables import to_micros
+from service.experiments.evidence import SEES_VECTORS
 from service.experiments.lifecycle import arms_of, guardrails_of, pause_arm
 from service.tables import ArmRow, ExperimentRow, LearnerCellRow
 from training.guardrails import Judgement, judge_guardrails
@@ -87,6 +88,12 @@ def arms_by_status(session: Session) -> dict[str, int]:
 
 
 def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow]) -> list[Judgement]:
+    """What the guardrails say of each arm, in the order of ``arms``.
+
+    Arms are compared within strata of wave and segment, in each of which one pmf held. Where the pmf follows the
+    contact's vector there are no such strata, and of a decision only the probability of the arm that was drawn is
+    logged: there arms are not compared, and the limit on complaints alone stands.
+    """
     watched = guardrails_of(experiment)
     names = [arm.arm_id for arm in arms]
     waves, trials, unsubscribes, complaints = _harms(session, experiment.experiment_id, names)
@@ -105,6 +112,7 @@ def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow])
             complaints[:, later],
             watch_unsubscribes=watched["unsubscribes"],
             watch_complaints=watched["complaints"],
+            has_one_pmf=experiment.policy not in SEES_VECTORS,
         ):
             if one.arm in of_arms:
                 judged[one.arm] = one
@@ -112,17 +120,21 @@ def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow])
 
 
 def _harms(session: Session, experiment_id: str, arms: Sequence[str]) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Waves, and mails, unsubscribes and complaints of shape (n_arms, n_waves), segments together."""
+    """Wave of each stratum, and mails, unsubscribes and complaints of shape (n_arms, n_strata).
+
+    A stratum is a wave's segment. Contacts without one are a stratum too; erased contacts of all segments are counted
+    there, and as long as they are few that stratum's law holds nearly.
+    """
     cell = LearnerCellRow
     rows = session.execute(
-        select(cell.arm_id, cell.wave, func.sum(cell.trials), func.sum(cell.unsubscribes), func.sum(cell.complaints))
-        .where(cell.experiment_id == experiment_id)
-        .group_by(cell.arm_id, cell.wave)
+        select(cell.arm_id, cell.wave, cell.segment, cell.trials, cell.unsubscribes, cell.complaints).where(
+            cell.experiment_id == experiment_id
+        )
     ).all()
-    waves = np.array(sorted({row[1] for row in rows}), dtype=np.int64)
-    column = {int(wave): i for i, wave in enumerate(waves)}
+    strata = sorted({(row.wave, row.segment) for row in rows})
+    column = {stratum: i for i, stratum in enumerate(strata)}
     line = {arm: k for k, arm in enumerate(arms)}
-    counts = np.zeros((3, len(arms), len(waves)), dtype=np.int64)
-    for arm, wave, *told in rows:
-        counts[:, line[arm], column[wave]] = told
-    return waves, counts[0], counts[1], counts[2]
+    counts = np.zeros((3, len(arms), len(strata)), dtype=np.int64)
+    for arm, wave, segment, *told in rows:
+        counts[:, line[arm], column[wave, segment]] = told
+    return np.array([wave for wave, _ in strata], dtype=np.int64), counts[0], counts[1], counts[2]

@@ -4,7 +4,7 @@ import logging
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from features.tables import to_micros
 from service.experiments import (
@@ -17,8 +17,9 @@ from service.experiments import (
     resume_arm,
     shown_experiment,
 )
+from service.experiments.guarding import judged_arms
 from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
-from service.tables import LearnerCellRow
+from service.tables import ExperimentRow, LearnerCellRow
 
 ARMS = (Arm("calm", "News"), Arm("loud", "LAST CHANCE!!!"), Arm("third", "Hello"))
 
@@ -28,17 +29,22 @@ def opened(session, now) -> str:
 
 
 def count(session, experiment_id, now, *, unsubscribes=(0, 0, 0), complaints=(0, 0, 0), trials=2000, segment=""):
-    """One wave of equal arms, as the fold writes it."""
+    """One wave, as the fold writes it; ``trials`` of each arm, or one number for all."""
+    mails = trials if isinstance(trials, tuple) else (trials,) * len(ARMS)
     wave = to_micros(now) // 3_600_000_000
     rows = [
         {
-            "experiment_id": experiment_id, "arm_id": arm.arm_id, "wave": wave, "segment": segment, "trials": trials,
-            "successes": 100, "sum_shown_at": trials * (to_micros(now) // 1_000_000), "sum_rewards": 100.0,
+            "experiment_id": experiment_id, "arm_id": arm.arm_id, "wave": wave, "segment": segment, "trials": mails[k],
+            "successes": 100, "sum_shown_at": mails[k] * (to_micros(now) // 1_000_000), "sum_rewards": 100.0,
             "sum_squares": 100.0, "unsubscribes": unsubscribes[k], "complaints": complaints[k],
         }
         for k, arm in enumerate(ARMS)
     ]  # fmt: skip
     session.execute(insert(LearnerCellRow), rows)
+
+
+def experiment_of(session) -> ExperimentRow:
+    return session.scalars(select(ExperimentRow)).one()
 
 
 def found(session):
@@ -104,10 +110,37 @@ def test_an_arm_that_does_no_harm_or_is_not_watched_runs_on(database, now, case)
         assert found(session) == []
 
 
-def test_segments_are_judged_together(database, now):
-    """Harm that is spread over segments is one harm."""
+def test_harm_in_every_segment_is_one_harm(database, now):
+    """Evidence of the segments multiplies; each alone would not do."""
     with database.writing() as session:
         experiment_id = opened(session, now)
         for segment in ("DE", "FR", "other", ""):
-            count(session, experiment_id, now, unsubscribes=(2, 10, 2), trials=500, segment=segment)
+            count(session, experiment_id, now, unsubscribes=(2, 14, 2), trials=500, segment=segment)
+        assert found(session) == [(experiment_id, "loud")]
+
+
+def test_an_arm_drawn_for_those_who_leave_more_is_not_taken_for_a_bad_one(database, now):
+    """Both segments treat all arms alike; the second leaves four times as often, and gets loud nine times as often."""
+    with database.writing() as session:
+        experiment_id = opened(session, now)
+        calm = {"trials": (9000, 1000, 9000), "unsubscribes": (18, 2, 18)}
+        gone = {"trials": (1000, 9000, 1000), "unsubscribes": (8, 72, 8)}
+        count(session, experiment_id, now, segment="DE", **calm)
+        count(session, experiment_id, now, segment="FR", **gone)
+        assert found(session) == []
+        judged = {one["arm"]: one["e_unsubscribes"] for one in judged_arms(session, experiment_of(session))}
+        assert max(judged.values()) < 1
+
+
+def test_where_each_contact_has_its_own_probabilities_only_complaints_are_limited(database, now):
+    """A linear policy's arms are not compared, and it is said; .3 % complaints pause an arm all the same."""
+    with database.writing() as session:
+        experiment_id = opened(session, now)
+        experiment_of(session).policy = "linear"
+        count(session, experiment_id, now, unsubscribes=(4, 60, 4))
+        assert found(session) == []
+        told = judged_arms(session, experiment_of(session))[1]
+        assert told["e_unsubscribes"] == 1
+        assert "not compared, as each contact has its own probabilities" in told["sentence"]
+        count(session, experiment_id, now + timedelta(hours=1), complaints=(0, 13, 0))
         assert found(session) == [(experiment_id, "loud")]
