@@ -6,10 +6,14 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from sqlalchemy import select, update
 
 from features.contacts import update_traits
 from service.database import Database
-from service.experiments import experiment_report, pause_arm, plot_report
+from service.experiments import experiment_report, find_experiment, pause_arm, plot_report
+from service.experiments.evidence import read_evidence
+from service.flow.decide import decide_for
+from service.tables import DecisionRow, SnapshotRow
 from tests.service.experiments.simulated import contacts, live, opened
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -200,3 +204,29 @@ def test_an_even_split_has_nothing_to_compare_with_itself(database):
     assert report["verdict"]["kind"] == "too_early"
     assert report["decision_aid"]["why"] == report["uniform_slice"]["why"]
     assert report["allocation"] == []
+
+
+def test_each_batch_is_held_against_the_probabilities_of_its_own_draw(database):
+    """Contacts without a segment were drawn from the pooled pmf; of an erased contact the pmf is not known any more."""
+    countries = {"trait": "country", "values": ["DE"]}
+    experiment_id = opened(database, ARMS, NOW, segment_by=countries)
+    keys = contacts(database, 120, NOW)
+    with database.writing() as session:
+        update_traits(session, {key: {"country": "DE"} for key in keys[:60]}, now=NOW)
+        first = session.scalars(select(SnapshotRow)).one()
+        split = {"pmf": [0.3, 0.7], "by_segment": {"": [0.5, 0.5], "DE": [0.8, 0.2]}}
+        first.policy = first.policy | split
+        session.flush()
+        decide_for(session, experiment_id, keys, "visit", now=NOW)
+        experiment = find_experiment(session, experiment_id)
+        found = read_evidence(session, experiment, tuple(ARMS), now=SEEN)
+        pmf = dict(zip(found.segments, found.pmf.tolist(), strict=True))
+
+        assert pmf == {None: pytest.approx([0.3, 0.7]), "DE": pytest.approx([0.8, 0.2])}
+        assert (found.left_out, int(found.trials.sum())) == (0, 120)
+
+        erased = update(DecisionRow).where(DecisionRow.contact_key.in_(keys[:25])).values(segment=None)
+        session.execute(erased)
+        matured = experiment_report(session, experiment_id, now=SEEN)["matured"]
+    assert (matured["left_out"], matured["units"], matured["batches"]) == (25, 95, 2)
+    assert "erased contacts" in matured["left_out_why"]
