@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from features.tables import to_micros
 from service.experiments.evidence import SEES_VECTORS
-from service.experiments.lifecycle import arms_of, guardrails_of, pause_arm
+from service.experiments.lifecycle import arms_of, find_experiment, guardrails_of, pause_arm
 from service.tables import ArmRow, ExperimentRow, LearnerCellRow
 from training.guardrails import Judgement, judge_guardrails
 from training.policies.statistics import IntArray
@@ -38,8 +38,11 @@ class HarmfulArm:
 def harmful_arms(session: Session) -> list[HarmfulArm]:
     """Running arms of running experiments that their guardrails speak against."""
     found = []
-    events = func.sum(LearnerCellRow.unsubscribes + LearnerCellRow.complaints)
-    told = select(LearnerCellRow.experiment_id).group_by(LearnerCellRow.experiment_id).having(events > 0)
+    told = (
+        select(LearnerCellRow.experiment_id)
+        .join(ExperimentRow, ExperimentRow.experiment_id == LearnerCellRow.experiment_id)
+        .where(ExperimentRow.status == "running", LearnerCellRow.unsubscribes + LearnerCellRow.complaints > 0)
+    )
     experiments = session.scalars(
         select(ExperimentRow)
         .where(ExperimentRow.status == "running", ExperimentRow.experiment_id.in_(told))
@@ -55,15 +58,25 @@ def harmful_arms(session: Session) -> list[HarmfulArm]:
     return found
 
 
-def pause_harmful(session: Session, harmful: Sequence[HarmfulArm], *, now: datetime) -> None:
-    """Pause these arms; only a person resumes them."""
+def pause_harmful(session: Session, harmful: Sequence[HarmfulArm], *, now: datetime) -> int:
+    """Pause these arms; only a person resumes them. Returns how many.
+
+    An arm that no longer runs, or whose experiment does not, is skipped: a person was faster.
+    """
+    n_paused = 0
     for one in harmful:
+        experiment = find_experiment(session, one.experiment_id, for_update=True)
+        arm = session.get(ArmRow, (one.experiment_id, one.arm_id), populate_existing=True)
+        if experiment.status != "running" or arm is None or arm.status != "running":
+            continue
+        n_paused += 1
         pause_arm(session, one.experiment_id, one.arm_id, reason=f"guardrail: {one.reason}", who=WHO, now=now)
         log.warning(
             "an arm was paused by its guardrail: %s",
             one.reason,
             extra={"action": "arm_paused", "experiment_id": one.experiment_id, "arm_id": one.arm_id},
         )
+    return n_paused
 
 
 def judged_arms(session: Session, experiment: ExperimentRow) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Laws of `service.experiments.guarding`: an arm that drives people away is paused, by hand alone it comes back."""
 
+import asyncio
 import logging
 from datetime import timedelta
 
@@ -7,11 +8,15 @@ import pytest
 from sqlalchemy import insert, select
 
 from features.tables import to_micros
+from service import worker
+from service.clock import SimulatedClock
 from service.experiments import (
     arms_by_status,
     edit_experiment,
+    end_experiment,
     experiment_report,
     harmful_arms,
+    pause_arm,
     pause_experiment,
     pause_harmful,
     resume_arm,
@@ -19,6 +24,7 @@ from service.experiments import (
 )
 from service.experiments.guarding import judged_arms
 from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
+from service.settings import Settings
 from service.tables import ExperimentRow, LearnerCellRow
 
 ARMS = (Arm("calm", "News"), Arm("loud", "LAST CHANCE!!!"), Arm("third", "Hello"))
@@ -144,3 +150,43 @@ def test_where_each_contact_has_its_own_probabilities_only_complaints_are_limite
         assert "not compared, as each contact has its own probabilities" in told["sentence"]
         count(session, experiment_id, now + timedelta(hours=1), complaints=(0, 13, 0))
         assert found(session) == [(experiment_id, "loud")]
+
+
+@pytest.mark.parametrize("meanwhile", ["arm paused", "experiment paused", "experiment ended"])
+def test_a_person_who_was_faster_does_not_keep_other_arms_from_being_paused(database, now, meanwhile):
+    """Between the verdict and the pause; only what still runs is paused."""
+    with database.writing() as session:
+        first, second = opened(session, now), opened(session, now)
+        for experiment_id in (first, second):
+            count(session, experiment_id, now, unsubscribes=(8, 40, 8))
+        harmful = harmful_arms(session)
+        if meanwhile == "arm paused":
+            pause_arm(session, first, "loud", reason="", who="Ann", now=now)
+        else:
+            turn = pause_experiment if meanwhile == "experiment paused" else end_experiment
+            turn(session, first, reason="", who="Ann", now=now)
+        assert pause_harmful(session, harmful, now=now) == 1
+        arms = {arm["id"]: arm["status"] for arm in shown_experiment(session, second)["arms"]}
+        assert arms == {"calm": "running", "loud": "paused", "third": "running"}
+
+
+def test_a_workers_first_round_and_one_after_a_failure_judge_what_was_learned_before(
+    database, now, monkeypatch, tmp_path
+):
+    """Though the round itself learns nothing: no verdict is lost."""
+    with database.writing() as session:
+        experiment_id = opened(session, now)
+        count(session, experiment_id, now, unsubscribes=(8, 40, 8))
+    settings = Settings(home=tmp_path / "home", smtp_url="outbox://", _env_file=None)
+    new = worker.Worker(database, settings, SimulatedClock(now))
+    with monkeypatch.context() as broken:
+        broken.setattr(worker, "harmful_arms", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(new.work())
+    rounds = [asyncio.run(new.work()) for _ in range(2)]
+
+    assert [(one.learned, one.paused) for one in rounds] == [(0, 1), (0, 0)]
+    with database.reading() as session:
+        assert {arm["id"]: arm["status"] for arm in shown_experiment(session, experiment_id)["arms"]}[
+            "loud"
+        ] == "paused"
