@@ -10,13 +10,14 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, select, type_coerce
 from sqlalchemy.orm import Session
 
-from features.tables import to_micros
+from features.tables import UtcMicros, from_micros, to_micros
 from service.experiments.evidence import SEES_VECTORS
 from service.experiments.lifecycle import arms_of, find_experiment, guardrails_of, pause_arm
-from service.tables import ArmRow, ExperimentRow, LearnerCellRow
+from service.flow.reward.fold import HARMS, took_effect
+from service.tables import ArmRow, DecisionRow, ExperimentRow, LearnerCellRow, RewardRow, SendRow
 from training.guardrails import Judgement, judge_guardrails
 from training.policies.statistics import IntArray
 
@@ -116,13 +117,17 @@ def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow])
     for arm in arms:
         is_resumed = arm.status == "running" and arm.status_at is not None
         since[to_micros(arm.status_at) // HOUR_MICROS if is_resumed and arm.status_at else -1].append(arm.arm_id)
+    is_sticky = bool(experiment.settings.get("sticky"))
     for wave, of_arms in since.items():
-        later = waves > wave
+        if is_sticky and wave >= 0:  # what is sent now counts in the wave of each contact's first decision
+            resumed_at = from_micros(wave * HOUR_MICROS + HOUR_MICROS)
+            counts = _harms_shown_from(session, experiment.experiment_id, names, resumed_at)
+        else:
+            later = waves > wave
+            counts = trials[:, later], unsubscribes[:, later], complaints[:, later]
         for one in judge_guardrails(
             names,
-            trials[:, later],
-            unsubscribes[:, later],
-            complaints[:, later],
+            *counts,
             watch_unsubscribes=watched["unsubscribes"],
             watch_complaints=watched["complaints"],
             has_one_pmf=experiment.policy not in SEES_VECTORS,
@@ -144,7 +149,34 @@ def _harms(session: Session, experiment_id: str, arms: Sequence[str]) -> tuple[I
             cell.experiment_id == experiment_id
         )
     ).all()
-    strata = sorted({(row.wave, row.segment) for row in rows})
+    return _by_stratum(rows, arms)
+
+
+def _harms_shown_from(
+    session: Session, experiment_id: str, arms: Sequence[str], since: datetime
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Mails, unsubscribes and complaints of shape (n_arms, n_strata) of what was shown from ``since`` on."""
+    shown_at = type_coerce(func.coalesce(SendRow.finished_at, DecisionRow.decided_at), UtcMicros)
+    segment = func.coalesce(DecisionRow.segment, "").label("segment")
+    harms = [func.coalesce(func.sum(case((RewardRow.kind == kind, 1), else_=0)), 0) for kind in HARMS]
+    rows = session.execute(
+        select(DecisionRow.arm_id, DecisionRow.wave, segment, func.count(DecisionRow.decision_id.distinct()), *harms)
+        .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
+        .outerjoin(RewardRow, (RewardRow.decision_id == DecisionRow.decision_id) & RewardRow.kind.in_(HARMS))
+        .where(
+            DecisionRow.experiment_id == experiment_id,
+            DecisionRow.is_holdout.is_(False),
+            took_effect(),
+            shown_at >= since,
+        )
+        .group_by(DecisionRow.arm_id, DecisionRow.wave, segment)
+    ).all()
+    return _by_stratum(rows, arms)[1:]
+
+
+def _by_stratum(rows: Sequence[Any], arms: Sequence[str]) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Rows of arm, wave, segment, mails, unsubscribes and complaints as arrays, strata in the order of the waves."""
+    strata = sorted({(wave, segment) for _, wave, segment, *_ in rows})
     column = {stratum: i for i, stratum in enumerate(strata)}
     line = {arm: k for k, arm in enumerate(arms)}
     counts = np.zeros((3, len(arms), len(strata)), dtype=np.int64)

@@ -25,7 +25,7 @@ from service.experiments import (
 from service.experiments.guarding import judged_arms
 from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
 from service.settings import Settings
-from service.tables import ExperimentRow, LearnerCellRow
+from service.tables import DecisionRow, ExperimentRow, LearnerCellRow, RewardRow
 
 ARMS = (Arm("calm", "News"), Arm("loud", "LAST CHANCE!!!"), Arm("third", "Hello"))
 
@@ -190,3 +190,26 @@ def test_a_workers_first_round_and_one_after_a_failure_judge_what_was_learned_be
         assert {arm["id"]: arm["status"] for arm in shown_experiment(session, experiment_id)["arms"]}[
             "loud"
         ] == "paused"
+
+
+def test_a_resumed_arm_of_a_sticky_experiment_is_judged_by_what_was_sent_since(any_database, add_contacts, now):
+    """Repeats keep the wave of the contact's first decision, before the resume; new harm is seen all the same."""
+    with any_database.writing() as session:
+        keys = add_contacts(session, 900)
+        experiment_id = open_experiment(session, NewExperiment("Sticky", "subject", ARMS, sticky=True), now=now)
+        decide_for(session, experiment_id, keys, "first", now=now)
+        count(session, experiment_id, now, unsubscribes=(8, 40, 8))
+        pause_harmful(session, harmful_arms(session), now=now + timedelta(hours=1))
+        resume_arm(session, experiment_id, "loud", reason="", who="Ann", now=now + timedelta(hours=2))
+        decide_for(session, experiment_id, keys, "second", now=now + timedelta(hours=4))
+        assert found(session) == []
+
+        second = select(DecisionRow).where(DecisionRow.occurrence == "second").order_by(DecisionRow.decision_id)
+        rows = session.scalars(second).all()
+        assert {row.wave for row in rows} == {to_micros(now) // 3_600_000_000}
+        left = [row for row in rows if row.arm_id == "loud"][:30] + [row for row in rows if row.arm_id == "calm"][:4]
+        harm = {"kind": "unsubscribe", "value": 1.0, "occurred_at": now + timedelta(hours=5), "log_seq": 1}
+        session.execute(insert(RewardRow), [{"decision_id": row.decision_id, **harm} for row in left])
+        harmful = harmful_arms(session)
+    assert [one.arm_id for one in harmful] == ["loud"]
+    assert harmful[0].reason.startswith("30 unsubscribes in ")
