@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import BigInteger, String, cast, select, type_coerce
+from sqlalchemy import BigInteger, String, cast, func, select, type_coerce
 from sqlalchemy.orm import Session
 
 from features.tables import current, to_micros
@@ -36,6 +36,8 @@ HOUR_MICROS = 3_600_000_000
 PAGE = 50_000
 #: Snapshots held in memory at a time; one may hold an ensemble of posterior draws.
 SNAPSHOTS = 200
+#: Propensities that lie nearer than this are the same.
+SAME_PROPENSITY = 1e-9
 #: The estimator that totals are told by: unbiased whatever the model.
 MAIN = "dr"
 POLICIES = ("uniform", "logged", "best_arm")
@@ -141,8 +143,12 @@ def evaluate_experiment(
     since: datetime | None = None,
     until: datetime | None = None,
     force: bool = False,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """What ``target`` would have earned in place of what ran, as JSON values, or why that cannot be told.
+
+    For ``logged`` those decisions are left out, and counted as ``erased``, whose logged propensity is not that which
+    their snapshot gives by what is still known of the contact.
 
     Parameters
     ----------
@@ -153,23 +159,35 @@ def evaluate_experiment(
         Of the decisions; all of them by default.
     force : bool
         Give values where they would be refused.
+    most : int, optional
+        Refuse a period with more decisions than these before reading them.
 
     Raises
     ------
     NotFound
         If the experiment or the snapshot does not exist.
     Invalid
-        If the target is none of these, or the period is empty.
+        If the target is none of these, or the period is empty or has more decisions than ``most``.
     """
     kind, wanted = _checked(target)
+    if most is not None:
+        _check_size(session, experiment_id, since, until, most)
     log = logged_decisions(session, experiment_id, now=now, since=since, until=until)
     try:
         pmf = _target(session, log, kind, wanted)
     except ValueError as error:
         raise Invalid(str(error)) from error
     can = can_draw(log.logged, pmf)
+    n_no_arm_open = int((~can).sum())
     logged = log.logged.take(can)
     probabilities = masked(pmf[can], logged.open_arms)
+    n_unlike = 0
+    if wanted == "logged" and kind == "policy":  # what the draw saw of a contact may have been erased since
+        drawn_with = probabilities[np.arange(len(logged)), logged.arm]
+        alike = np.abs(drawn_with - logged.propensity) <= SAME_PROPENSITY
+        n_unlike = int((~alike).sum())
+        can[can] = alike
+        logged, probabilities = logged.take(alike), probabilities[alike]
     model: RewardModel = "arm_mean" if logged.contexts is None else "ridge"
     expected = fit_outcomes(logged, model, order="time", epoch=_epochs(log)[can])
     found = evaluate(logged, probabilities, expected, force=force)
@@ -184,7 +202,7 @@ def evaluate_experiment(
         "decisions": {
             "used": found.n,
             "contacts": found.n_contacts,
-            "left_out": {**log.left_out, "no_arm_open": int((~can).sum())},
+            "left_out": {**log.left_out, "no_arm_open": n_no_arm_open, "erased": n_unlike},
             "events_behind": log.events_behind,
         },
         "logged": {"value": _finite(found.logged_value), "standard_error": _finite(found.logged_standard_error)},
@@ -207,6 +225,28 @@ def evaluate_experiment(
         "why": found.why,
         "says": _said(found, main, log.reward),
     }
+
+
+def _check_size(
+    session: Session, experiment_id: str, since: datetime | None, until: datetime | None, most: int
+) -> None:
+    query = _within(
+        select(func.count()).select_from(DecisionRow).where(DecisionRow.experiment_id == experiment_id), since, until
+    )
+    count = session.scalar(query) or 0
+    if count > most:
+        raise Invalid(
+            f"the period has {count:,} decisions, and {most:,} can be evaluated in a request; narrow since and until, "
+            "or run the command kairos experiments evaluate"
+        )
+
+
+def _within(query: Any, since: datetime | None, until: datetime | None) -> Any:
+    if since is not None:
+        query = query.where(DecisionRow.decided_at >= since)
+    if until is not None:
+        query = query.where(DecisionRow.decided_at < until)
+    return query
 
 
 def _rows(session: Session, experiment: ExperimentRow, since: datetime | None, until: datetime | None) -> Any:
@@ -237,11 +277,7 @@ def _rows(session: Session, experiment: ExperimentRow, since: datetime | None, u
         .order_by(DecisionRow.decided_at, DecisionRow.decision_id)
         .execution_options(yield_per=PAGE)
     )
-    if since is not None:
-        query = query.where(DecisionRow.decided_at >= since)
-    if until is not None:
-        query = query.where(DecisionRow.decided_at < until)
-    return session.execute(query)
+    return session.execute(_within(query, since, until))
 
 
 def _ints(values: Any) -> np.ndarray:

@@ -90,6 +90,8 @@ class Worker:
         self._lake_lock = threading.Lock()
         self._counted_at = clock.now()
         self._allowance = float(settings.send_rate_per_minute)
+        #: Harm may have been learned that nobody has judged yet: at the start, by a worker before this one.
+        self._is_guard_due = True
 
     async def work(self) -> Round:
         """One round: what has settled is learned before what falls due is decided."""
@@ -114,9 +116,11 @@ class Worker:
             with self.database.writing() as session:
                 read = learn(session, now=now, most=LEARNED_AT_ONCE)
             learned += read.events
+            self._is_guard_due |= read.events > 0
             if not read.has_more:
                 break
-        paused = self._guard(now) if learned else 0
+        paused = self._guard(now) if self._is_guard_due else 0
+        self._is_guard_due = False
         with self.database.writing() as session:
             decided = decide(session, now=now, look_ahead=DECIDE_AHEAD, limit=self._room(session, now))
         return settled, learned, paused, len(decided.send_ids)
@@ -143,10 +147,10 @@ class Worker:
         """Take the arms out of the draw that their guardrails speak against; returns how many."""
         with self.database.reading() as session:
             harmful = harmful_arms(session)
-        if harmful:
-            with self.database.writing() as session:
-                pause_harmful(session, harmful, now=now)
-        return len(harmful)
+        if not harmful:
+            return 0
+        with self.database.writing() as session:
+            return pause_harmful(session, harmful, now=now)
 
     async def _send_due(self) -> tuple[int, Receipts]:
         self._earn_allowance()

@@ -24,6 +24,8 @@ TOLERATED = 1.0
 COMPLAINT_LIMIT = 0.003
 #: Delivered mails of an arm before its share of complaints is held against that limit.
 NEEDED_DELIVERED = 1000
+#: Why arms are not compared.
+NO_ONE_PMF = "each contact has its own probabilities"
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ def harm_log_e(
     with K harmless arms at most alpha see any of them pass. The null is composite: how the others compare among
     themselves does not matter, but beside an arm that is much better than the rest, the rest is worse.
 
-    With ``shares`` left out the realised shares of the trials stand in: the counts are then hypergeometric, which
-    spread less than the binomial (Hoeffding 1963), so equal arms stay below alpha; for tolerated ratios other than 1
-    the law is exact as events become rare.
+    All of a wave must have been drawn from one pmf: where the pmf differs by segment, each segment of each wave is a
+    stratum of its own here, told in the order of the waves. Pooled, an arm that is drawn for the segment that
+    unsubscribes more is taken for a bad one.
+
+    With ``shares`` left out the realised shares of the trials stand in. At a look that was fixed beforehand the counts
+    of equal arms are then hypergeometric, which spread less than the binomial (Hoeffding 1963), so that each arm's
+    e-value is at most 1 on average. While a wave still grows, its shares move with each mail and the bound holds
+    approximately; for tolerated ratios other than 1 it does as events become rare.
 
     Parameters
     ----------
@@ -111,6 +118,7 @@ def judge_guardrails(
     tolerated: float = TOLERATED,
     watch_unsubscribes: bool = True,
     watch_complaints: bool = True,
+    has_one_pmf: bool = True,
 ) -> tuple[Judgement, ...]:
     """One judgement an arm, from all counts so far; made to be asked again whenever counts have moved.
 
@@ -123,8 +131,12 @@ def judge_guardrails(
     arms : sequence of str, length n_arms
     trials, unsubscribes, complaints : array-like of int, shape (n_arms, n_waves)
         Delivered mails and what came of them, wave by wave.
+        A wave is a stratum that was drawn from one pmf; see ``harm_log_e``.
     shares : array-like of float, shape (n_arms, n_waves), optional
         See ``harm_log_e``.
+    has_one_pmf : bool
+        False where the pmf differs from contact to contact: arms are then not compared, as no share stands for all
+        of a wave, and only the limit on complaints holds.
 
     Examples
     --------
@@ -147,8 +159,10 @@ def judge_guardrails(
     e_values, sums = {}, {}
     for name, (events, is_watched) in counts.items():
         log_e = harm_log_e(shown, events, shares, tolerated=tolerated)
-        last = log_e[:, -1] if is_watched and shown.shape[1] else np.zeros(len(arms))
+        is_compared = is_watched and has_one_pmf and shown.shape[1]
+        last = log_e[:, -1] if is_compared else np.zeros(len(arms))
         e_values[name], sums[name] = np.exp(np.minimum(last, 700.0)), events.sum(axis=1)
+    calm = "nothing against it" if has_one_pmf else f"not compared, as {NO_ONE_PMF}; nothing by the limit on complaints"
     judgements = []
     for k, arm in enumerate(arms):
         n, rest = int(by_arm[k]), int(by_arm.sum() - by_arm[k])
@@ -172,7 +186,7 @@ def judge_guardrails(
                 float(e_values["unsubscribes"][k]),
                 float(e_values["complaints"][k]),
                 why is not None,
-                f"{arm} is paused: {why}" if why else f"{arm}: nothing against it in {n:,} mails",
+                f"{arm} is paused: {why}" if why else f"{arm}: {calm} in {n:,} mails",
             )
         )
     return tuple(judgements)

@@ -13,6 +13,8 @@ from service.evaluation import evaluate_experiment
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
+#: A request evaluates no more than these: a million take minutes and gigabytes. The command has no limit.
+MOST_DECISIONS = 200_000
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -59,4 +61,5 @@ def evaluate_policy(
             since=None if body.since is None else aware(body.since, "since"),
             until=None if body.until is None else aware(body.until, "until"),
             force=body.force,
+            most=MOST_DECISIONS,
         )

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from service.experiments.lifecycle import arms_of, newest_snapshot
 from service.flow.reward import statistics
-from service.tables import DecisionRow, ExperimentRow, RewardRow, SnapshotRow
+from service.flow.reward.fold import took_effect
+from service.tables import DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
 
 
 def counted(session: Session, experiment: ExperimentRow, *, now: datetime) -> dict[str, Any]:
@@ -69,10 +70,17 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> list[float] | No
 
 
 def _rewards_by_arm(session: Session, experiment_id: str) -> dict[str, dict[str, int]]:
+    """Rewards that stand, by kind, of decisions that were shown: neither of ghosts nor of orders taken back."""
     rows = session.execute(
         select(DecisionRow.arm_id, RewardRow.kind, func.count())
         .join(RewardRow, RewardRow.decision_id == DecisionRow.decision_id)
-        .where(DecisionRow.experiment_id == experiment_id)
+        .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
+        .where(
+            DecisionRow.experiment_id == experiment_id,
+            DecisionRow.is_holdout.is_(False),
+            took_effect(),
+            RewardRow.value > 0,
+        )
         .group_by(DecisionRow.arm_id, RewardRow.kind)
     )
     rewards: dict[str, dict[str, int]] = {}

@@ -24,6 +24,8 @@ from training.policies.statistics import FloatArray, IntArray
 
 #: Policies whose probabilities differ by the contact's vector: no pmf of theirs stands in the snapshot.
 SEES_VECTORS = ("linear",)
+#: Propensities that lie nearer than this are the same.
+SAME_PROPENSITY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Evidence:
         A sticky experiment's contact keeps its arm, so all its decisions are one unit.
     pending : int
         Decisions shown whose window is still open; they are in none of the above.
+    left_out : int
+        Matured units that were not drawn from the pmf of their batch, in none of the above either: an erased
+        contact's segment is gone, and with it the pmf of its draw.
     """
 
     arms: tuple[str, ...]
@@ -64,6 +69,7 @@ class Evidence:
     least_propensity: FloatArray
     unit: str
     pending: int
+    left_out: int
 
     def __len__(self) -> int:
         return len(self.waves)
@@ -95,26 +101,32 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
     place = {key[1:]: i for i, key in enumerate(keys)}
     column = {arm: k for k, arm in enumerate(arms)}
     shape = (len(keys), len(arms))
-    trials, successes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    sums, squares = np.zeros(shape), np.zeros(shape)
-    inverse = np.zeros((6, *shape))
-    least = np.full(len(arms), np.nan)
-    for row in rows:
-        at = place[row.wave, row.eligible, row.segment or "", row.snapshot_id], column[row.arm_id]
-        trials[at], successes[at], sums[at], squares[at] = row.trials, row.successes, row.sums, row.squares
-        inverse[:, at[0], at[1]] = row.i0, row.i1, row.i2, row.j0, row.j1, row.j2
-        least[at[1]] = np.fmin(least[at[1]], row.least)
     pmf = np.zeros(shape)
     for i, (_, _, eligible, segment, snapshot_id) in enumerate(keys):
         policy = snapshots[snapshot_id][1]
         offered = set(json.loads(eligible))
         is_offered = np.array([arm in offered for arm in policy["arms"]])
-        weights = np.array(policy.get("by_segment", {}).get(segment, policy["pmf"]))
+        by_segment = policy.get("by_segment", {}) if segment else {}  # without a segment it is the pooled pmf
+        weights = np.array(by_segment.get(segment, policy["pmf"]))
         if not np.any(weights[is_offered] > 0):  # as the draw does it
             weights = np.array(policy["pmf"])
         for arm, share in zip(policy["arms"], masked(weights, is_offered), strict=True):
             pmf[i, column[arm]] = share
+    trials, successes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    sums, squares = np.zeros(shape), np.zeros(shape)
+    inverse = np.zeros((6, *shape))
+    least = np.full(len(arms), np.nan)
     differs = experiment.policy in SEES_VECTORS
+    left_out = 0
+    for row in rows:
+        at = place[row.wave, row.eligible, row.segment or "", row.snapshot_id], column[row.arm_id]
+        if not differs and abs(row.least - pmf[at]) > SAME_PROPENSITY:
+            left_out += row.trials
+            continue
+        trials[at], successes[at], sums[at], squares[at] = row.trials, row.successes, row.sums, row.squares
+        inverse[:, at[0], at[1]] = row.i0, row.i1, row.i2, row.j0, row.j1, row.j2
+        least[at[1]] = np.fmin(least[at[1]], row.least)
+    kept = trials.sum(axis=1) > 0
     if differs:  # nobody's pmf stands in the snapshot: the share in which the open arms came out, half a unit each
         is_open = pmf > 0
         pmf = np.where(is_open, trials + 0.5, 0.0)
@@ -127,18 +139,19 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
     )
     return Evidence(
         arms=arms,
-        waves=np.array([key[1] for key in keys], dtype=np.int64),
-        snapshot_no=np.array([key[0] for key in keys], dtype=np.int64),
-        segments=tuple(key[3] or None for key in keys),
-        pmf=pmf,
-        trials=trials,
-        successes=successes,
-        sums=sums,
-        squares=squares,
-        inverse=InverseSums(*[*inverse, least]) if differs else None,
+        waves=np.array([key[1] for key in keys], dtype=np.int64)[kept],
+        snapshot_no=np.array([key[0] for key in keys], dtype=np.int64)[kept],
+        segments=tuple(key[3] or None for key, is_kept in zip(keys, kept, strict=True) if is_kept),
+        pmf=pmf[kept],
+        trials=trials[kept],
+        successes=successes[kept],
+        sums=sums[kept],
+        squares=squares[kept],
+        inverse=InverseSums(*inverse[:, kept], least) if differs else None,
         least_propensity=least,
         unit=unit,
         pending=int(pending or 0),
+        left_out=left_out,
     )
 
 
@@ -240,7 +253,9 @@ def _by_batch(experiment: ExperimentRow, unit: str, now: datetime) -> Select[Any
         func.sum(r / (p * p)).label("j1"),
         func.sum(r * r / (p * p)).label("j2"),
     ]
-    return select(*batch, *measured).group_by(*batch)
+    # Units of a batch and arm share one propensity, unless an erased contact's is that of the segment it was in.
+    alike = () if experiment.policy in SEES_VECTORS else (p,)
+    return select(*batch, *measured).group_by(*batch, *alike)
 
 
 def _shown(experiment: ExperimentRow) -> ColumnElement[bool]:

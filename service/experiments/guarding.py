@@ -10,12 +10,14 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, select, type_coerce
 from sqlalchemy.orm import Session
 
-from features.tables import to_micros
-from service.experiments.lifecycle import arms_of, guardrails_of, pause_arm
-from service.tables import ArmRow, ExperimentRow, LearnerCellRow
+from features.tables import UtcMicros, from_micros, to_micros
+from service.experiments.evidence import SEES_VECTORS
+from service.experiments.lifecycle import arms_of, find_experiment, guardrails_of, pause_arm
+from service.flow.reward.fold import HARMS, took_effect
+from service.tables import ArmRow, DecisionRow, ExperimentRow, LearnerCellRow, RewardRow, SendRow
 from training.guardrails import Judgement, judge_guardrails
 from training.policies.statistics import IntArray
 
@@ -37,8 +39,11 @@ class HarmfulArm:
 def harmful_arms(session: Session) -> list[HarmfulArm]:
     """Running arms of running experiments that their guardrails speak against."""
     found = []
-    events = func.sum(LearnerCellRow.unsubscribes + LearnerCellRow.complaints)
-    told = select(LearnerCellRow.experiment_id).group_by(LearnerCellRow.experiment_id).having(events > 0)
+    told = (
+        select(LearnerCellRow.experiment_id)
+        .join(ExperimentRow, ExperimentRow.experiment_id == LearnerCellRow.experiment_id)
+        .where(ExperimentRow.status == "running", LearnerCellRow.unsubscribes + LearnerCellRow.complaints > 0)
+    )
     experiments = session.scalars(
         select(ExperimentRow)
         .where(ExperimentRow.status == "running", ExperimentRow.experiment_id.in_(told))
@@ -54,15 +59,25 @@ def harmful_arms(session: Session) -> list[HarmfulArm]:
     return found
 
 
-def pause_harmful(session: Session, harmful: Sequence[HarmfulArm], *, now: datetime) -> None:
-    """Pause these arms; only a person resumes them."""
+def pause_harmful(session: Session, harmful: Sequence[HarmfulArm], *, now: datetime) -> int:
+    """Pause these arms; only a person resumes them. Returns how many.
+
+    An arm that no longer runs, or whose experiment does not, is skipped: a person was faster.
+    """
+    n_paused = 0
     for one in harmful:
+        experiment = find_experiment(session, one.experiment_id, for_update=True)
+        arm = session.get(ArmRow, (one.experiment_id, one.arm_id), populate_existing=True)
+        if experiment.status != "running" or arm is None or arm.status != "running":
+            continue
+        n_paused += 1
         pause_arm(session, one.experiment_id, one.arm_id, reason=f"guardrail: {one.reason}", who=WHO, now=now)
         log.warning(
             "an arm was paused by its guardrail: %s",
             one.reason,
             extra={"action": "arm_paused", "experiment_id": one.experiment_id, "arm_id": one.arm_id},
         )
+    return n_paused
 
 
 def judged_arms(session: Session, experiment: ExperimentRow) -> list[dict[str, Any]]:
@@ -87,6 +102,12 @@ def arms_by_status(session: Session) -> dict[str, int]:
 
 
 def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow]) -> list[Judgement]:
+    """What the guardrails say of each arm, in the order of ``arms``.
+
+    Arms are compared within strata of wave and segment, in each of which one pmf held. Where the pmf follows the
+    contact's vector there are no such strata, and of a decision only the probability of the arm that was drawn is
+    logged: there arms are not compared, and the limit on complaints alone stands.
+    """
     watched = guardrails_of(experiment)
     names = [arm.arm_id for arm in arms]
     waves, trials, unsubscribes, complaints = _harms(session, experiment.experiment_id, names)
@@ -96,15 +117,20 @@ def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow])
     for arm in arms:
         is_resumed = arm.status == "running" and arm.status_at is not None
         since[to_micros(arm.status_at) // HOUR_MICROS if is_resumed and arm.status_at else -1].append(arm.arm_id)
+    is_sticky = bool(experiment.settings.get("sticky"))
     for wave, of_arms in since.items():
-        later = waves > wave
+        if is_sticky and wave >= 0:  # what is sent now counts in the wave of each contact's first decision
+            resumed_at = from_micros(wave * HOUR_MICROS + HOUR_MICROS)
+            counts = _harms_shown_from(session, experiment.experiment_id, names, resumed_at)
+        else:
+            later = waves > wave
+            counts = trials[:, later], unsubscribes[:, later], complaints[:, later]
         for one in judge_guardrails(
             names,
-            trials[:, later],
-            unsubscribes[:, later],
-            complaints[:, later],
+            *counts,
             watch_unsubscribes=watched["unsubscribes"],
             watch_complaints=watched["complaints"],
+            has_one_pmf=experiment.policy not in SEES_VECTORS,
         ):
             if one.arm in of_arms:
                 judged[one.arm] = one
@@ -112,17 +138,48 @@ def _judged(session: Session, experiment: ExperimentRow, arms: Sequence[ArmRow])
 
 
 def _harms(session: Session, experiment_id: str, arms: Sequence[str]) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Waves, and mails, unsubscribes and complaints of shape (n_arms, n_waves), segments together."""
+    """Wave of each stratum, and mails, unsubscribes and complaints of shape (n_arms, n_strata).
+
+    A stratum is a wave's segment. Contacts without one are a stratum too; erased contacts of all segments are counted
+    there, and as long as they are few that stratum's law holds nearly.
+    """
     cell = LearnerCellRow
     rows = session.execute(
-        select(cell.arm_id, cell.wave, func.sum(cell.trials), func.sum(cell.unsubscribes), func.sum(cell.complaints))
-        .where(cell.experiment_id == experiment_id)
-        .group_by(cell.arm_id, cell.wave)
+        select(cell.arm_id, cell.wave, cell.segment, cell.trials, cell.unsubscribes, cell.complaints).where(
+            cell.experiment_id == experiment_id
+        )
     ).all()
-    waves = np.array(sorted({row[1] for row in rows}), dtype=np.int64)
-    column = {int(wave): i for i, wave in enumerate(waves)}
+    return _by_stratum(rows, arms)
+
+
+def _harms_shown_from(
+    session: Session, experiment_id: str, arms: Sequence[str], since: datetime
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Mails, unsubscribes and complaints of shape (n_arms, n_strata) of what was shown from ``since`` on."""
+    shown_at = type_coerce(func.coalesce(SendRow.finished_at, DecisionRow.decided_at), UtcMicros)
+    segment = func.coalesce(DecisionRow.segment, "").label("segment")
+    harms = [func.coalesce(func.sum(case((RewardRow.kind == kind, 1), else_=0)), 0) for kind in HARMS]
+    rows = session.execute(
+        select(DecisionRow.arm_id, DecisionRow.wave, segment, func.count(DecisionRow.decision_id.distinct()), *harms)
+        .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
+        .outerjoin(RewardRow, (RewardRow.decision_id == DecisionRow.decision_id) & RewardRow.kind.in_(HARMS))
+        .where(
+            DecisionRow.experiment_id == experiment_id,
+            DecisionRow.is_holdout.is_(False),
+            took_effect(),
+            shown_at >= since,
+        )
+        .group_by(DecisionRow.arm_id, DecisionRow.wave, segment)
+    ).all()
+    return _by_stratum(rows, arms)[1:]
+
+
+def _by_stratum(rows: Sequence[Any], arms: Sequence[str]) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Rows of arm, wave, segment, mails, unsubscribes and complaints as arrays, strata in the order of the waves."""
+    strata = sorted({(wave, segment) for _, wave, segment, *_ in rows})
+    column = {stratum: i for i, stratum in enumerate(strata)}
     line = {arm: k for k, arm in enumerate(arms)}
-    counts = np.zeros((3, len(arms), len(waves)), dtype=np.int64)
-    for arm, wave, *told in rows:
-        counts[:, line[arm], column[wave]] = told
-    return waves, counts[0], counts[1], counts[2]
+    counts = np.zeros((3, len(arms), len(strata)), dtype=np.int64)
+    for arm, wave, segment, *told in rows:
+        counts[:, line[arm], column[wave, segment]] = told
+    return np.array([wave for wave, _ in strata], dtype=np.int64), counts[0], counts[1], counts[2]

@@ -40,6 +40,11 @@ SHOWN_LOOKS = 200
 #: Rewards that somebody can bring without having got the mail: only they compare with a holdout.
 NEED_NO_MAIL = ("conversion", "revenue")
 NO_UNITS = "no decision's reward window is over yet"
+ERASED = "of erased contacts, whose segment is gone: the probabilities that they were drawn with are no longer known"
+STICKY = (
+    "a contact counts once, with the rewards of all its decisions so far, which go on growing after it was first "
+    "counted: for a sticky experiment the intervals over time are approximate"
+)
 NO_CONTEXT = "probabilities differ by contact; each decision's own is logged, and the estimates use it"
 
 
@@ -86,7 +91,10 @@ def experiment_report(session: Session, experiment_id: str, *, now: datetime) ->
             "unit": evidence.unit,
             "batches": len(evidence),
             "pending": evidence.pending,
+            "left_out": evidence.left_out,
+            "left_out_why": ERASED if evidence.left_out else None,
             "window_hours": experiment.reward_window_hours,
+            "note": STICKY if evidence.unit == "contact" else None,
         },
         "control": control,
         "comparisons": [_comparison(one, evidence) for one in comparisons],

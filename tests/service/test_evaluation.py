@@ -184,7 +184,7 @@ def test_each_target_is_worth_what_its_arms_earned(any_database, add_contacts, n
     assert found["b"]["decisions"] == {
         "used": 2000,
         "contacts": 1000,
-        "left_out": {"held_out": 0, "not_sent": 0, "waiting": 0, "no_arm_open": 0},
+        "left_out": {"held_out": 0, "not_sent": 0, "waiting": 0, "no_arm_open": 0, "erased": 0},
         "events_behind": 0,
     }
     assert [one["arm"] for one in found["b"]["arms"]] == list(ARMS)
@@ -247,6 +247,35 @@ def test_what_the_policy_saw_of_contacts_makes_the_estimate_surer(database, add_
     assert np.isnan(log.logged.contexts).all(axis=1).sum() == 200
     assert (plain["outcome_model"], seen["outcome_model"]) == ("arm_mean", "ridge")
     assert errors[1] < 0.95 * errors[0]
+
+
+def test_what_ran_is_not_asked_of_contacts_whose_segment_was_erased(database, add_contacts, now, later):
+    """Their snapshot gives them other probabilities than those that they were drawn with."""
+    with database.writing() as session:
+        keys = add_contacts(session, 300)
+        ran = run(session, keys, now)
+        drawn_otherwise = [one.decision_id for one in ran.decisions if one.arm_id == "b"][:40]
+        session.execute(
+            update(DecisionRow).where(DecisionRow.decision_id.in_(drawn_otherwise)).values(propensity=0.123)
+        )
+        logged = evaluate_experiment(session, ran.experiment_id, {"policy": "logged"}, now=later)
+        uniform = evaluate_experiment(session, ran.experiment_id, {"policy": "uniform"}, now=later)
+
+    assert (logged["decisions"]["used"], logged["decisions"]["left_out"]["erased"]) == (560, 40)
+    assert logged["diagnostics"]["mean_weight"] == pytest.approx(1.0)
+    assert (uniform["decisions"]["used"], uniform["decisions"]["left_out"]["erased"]) == (600, 0)
+
+
+def test_a_request_may_ask_for_no_more_decisions_than_it_is_allowed(database, add_contacts, now, later):
+    """The count comes first, and narrowing the period helps."""
+    with database.writing() as session:
+        ran = run(session, add_contacts(session, 300), now)
+        asked = {"now": later, "most": 400}
+        with pytest.raises(Invalid, match=r"has 600 decisions, and 400 can be .* narrow since and until, or run"):
+            evaluate_experiment(session, ran.experiment_id, {"policy": "uniform"}, **asked)
+        since = now + timedelta(minutes=30)
+        narrowed = evaluate_experiment(session, ran.experiment_id, {"policy": "uniform"}, since=since, **asked)
+    assert narrowed["decisions"]["used"] == 300
 
 
 def test_too_few_decisions_are_refused_with_a_reason(database, add_contacts, now, later):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.api import evaluations
 from service.clock import SimulatedClock
 from service.database import Database
 from service.flow.reward import learn
@@ -55,6 +56,15 @@ def test_an_arm_is_worth_what_it_earned(lived: str, key: Any):
     assert answers["buy"]["target"] == {"arm": "buy"}
     assert answers["buy"]["decisions"]["used"] == 400
     assert answers["buy"]["why"] is None
+
+
+def test_a_request_over_too_many_decisions_is_refused_with_the_remedy(lived: str, key: Any, monkeypatch: Any):
+    """The limit stands at 200,000; here it is set below what there is."""
+    assert evaluations.MOST_DECISIONS == 200_000
+    monkeypatch.setattr(evaluations, "MOST_DECISIONS", 399)
+    refused = key("POST", f"/v1/experiments/{lived}/evaluate", json={"target": {"policy": "uniform"}})
+    assert refused.status_code == 422
+    assert "400 decisions, and 399 can be evaluated" in refused.json()["detail"]
 
 
 def test_a_period_without_decisions_has_no_value_but_a_reason(lived: str, key: Any, clock: SimulatedClock):

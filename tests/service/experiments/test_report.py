@@ -6,10 +6,14 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from sqlalchemy import insert, select, update
 
 from features.contacts import update_traits
 from service.database import Database
-from service.experiments import experiment_report, pause_arm, plot_report
+from service.experiments import experiment_report, find_experiment, pause_arm, plot_report
+from service.experiments.evidence import read_evidence
+from service.flow.decide import decide_for
+from service.tables import DecisionRow, RewardRow, SnapshotRow
 from tests.service.experiments.simulated import contacts, live, opened
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -158,6 +162,7 @@ def test_every_kind_of_experiment_is_reported_on_both_databases(any_database, as
 
     assert report["matured"]["units"] == contacts_or_decisions
     assert report["matured"]["unit"] == ("contact" if asked.get("sticky") else "decision")
+    assert ("approximate" in (report["matured"]["note"] or "")) == bool(asked.get("sticky"))
     assert sum(arm["sends"] for arm in report["arms"]) == 400
     assert comparison["control"] == asked.get("control", "plain")
     estimates = {one["arm"]: one["mean"]["estimate"] for one in report["means"]}
@@ -200,3 +205,48 @@ def test_an_even_split_has_nothing_to_compare_with_itself(database):
     assert report["verdict"]["kind"] == "too_early"
     assert report["decision_aid"]["why"] == report["uniform_slice"]["why"]
     assert report["allocation"] == []
+
+
+def test_each_batch_is_held_against_the_probabilities_of_its_own_draw(database):
+    """Contacts without a segment were drawn from the pooled pmf; of an erased contact the pmf is not known any more."""
+    countries = {"trait": "country", "values": ["DE"]}
+    experiment_id = opened(database, ARMS, NOW, segment_by=countries)
+    keys = contacts(database, 120, NOW)
+    with database.writing() as session:
+        update_traits(session, {key: {"country": "DE"} for key in keys[:60]}, now=NOW)
+        first = session.scalars(select(SnapshotRow)).one()
+        split = {"pmf": [0.3, 0.7], "by_segment": {"": [0.5, 0.5], "DE": [0.8, 0.2]}}
+        first.policy = first.policy | split
+        session.flush()
+        decide_for(session, experiment_id, keys, "visit", now=NOW)
+        experiment = find_experiment(session, experiment_id)
+        found = read_evidence(session, experiment, tuple(ARMS), now=SEEN)
+        pmf = dict(zip(found.segments, found.pmf.tolist(), strict=True))
+
+        assert pmf == {None: pytest.approx([0.3, 0.7]), "DE": pytest.approx([0.8, 0.2])}
+        assert (found.left_out, int(found.trials.sum())) == (0, 120)
+
+        erased = update(DecisionRow).where(DecisionRow.contact_key.in_(keys[:25])).values(segment=None)
+        session.execute(erased)
+        matured = experiment_report(session, experiment_id, now=SEEN)["matured"]
+    assert (matured["left_out"], matured["units"], matured["batches"]) == (25, 95, 2)
+    assert "erased contacts" in matured["left_out_why"]
+
+
+def test_rewards_by_kind_are_those_that_stand_of_what_was_shown(database):
+    """Neither a ghost's order nor one that was taken back."""
+    experiment_id = opened(database, ARMS, NOW, reward="conversion", holdout_share=0.5)
+    keys = contacts(database, 60, NOW)
+    with database.writing() as session:
+        decide_for(session, experiment_id, keys, "visit", now=NOW)
+        rows = session.scalars(select(DecisionRow)).all()
+        shown = [row for row in rows if not row.is_holdout]
+        taken_back = {row.decision_id for row in shown[:5]}
+        told = {"kind": "conversion", "occurred_at": NOW, "log_seq": 1}
+        rewards = [
+            {"decision_id": row.decision_id, "value": float(row.decision_id not in taken_back), **told} for row in rows
+        ]
+        session.execute(insert(RewardRow), rewards)
+        arms = experiment_report(session, experiment_id, now=SEEN)["arms"]
+    assert 0 < len(shown) < 60
+    assert sum(arm["rewards"].get("conversion", 0) for arm in arms) == len(shown) - 5
