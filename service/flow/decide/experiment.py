@@ -174,7 +174,8 @@ def check_experiment(new: NewExperiment) -> None:
             raise Invalid(f"{name} {value!r} is not known; write one of {', '.join(known)}")
     if not LEAST_FLOOR * len(ids) <= new.floor * len(ids) <= 1:
         raise Invalid(
-            f"a floor of {new.floor} for {len(ids)} arms does not fit; choose {LEAST_FLOOR:g} ≤ floor ≤ {1 / len(ids):.3f}"
+            f"a floor of {new.floor} for {len(ids)} arms does not fit; choose one from {LEAST_FLOOR:g} to "
+            f"{1 / len(ids):.3f}"
         )
     if not 0 <= new.explore_share <= 1:
         raise Invalid(f"explore_share {new.explore_share} is outside 0 to 1")
