@@ -14,6 +14,10 @@ from training.inference import LEARNING_PRECISION, boundary, mixture_rho
 #: ``any``: the confidence sequence of the reports, which may be read at any time; ``one``: a single look at the end.
 Looks = Literal["any", "one"]
 
+#: Smaller relative lifts, and smaller shares of an arm, are not planned with: no number of sends would do.
+LEAST_LIFT = 1e-6
+LEAST_SHARE = 1e-6
+
 
 @dataclass(frozen=True)
 class SendsNeeded:
@@ -84,13 +88,15 @@ def sends_needed(
     _check_rate(base_rate)
     _check_power(power)
     shares = np.asarray(allocation, dtype=np.float64)
-    if shares.ndim != 1 or len(shares) < 2 or np.any(shares <= 0) or shares.sum() > 1 + 1e-9:
-        raise ValueError(f"allocation {tuple(allocation)} must give two or more arms shares above 0 that sum to 1")
-    better = base_rate * (1 + lift)
-    if not 0 < better < 1 or lift == 0:
+    if shares.ndim != 1 or len(shares) < 2 or np.any(shares < LEAST_SHARE) or shares.sum() > 1 + 1e-9:
         raise ValueError(
-            f"a lift of {lift:+.0%} on a rate of {base_rate:.3g} gives {better:.3g}; choose one that is not 0 and "
-            "leaves a rate between 0 and 1"
+            f"allocation {tuple(allocation)} must give two or more arms shares of {LEAST_SHARE:g} or more that sum to 1"
+        )
+    better = base_rate * (1 + lift)
+    if not 0 < better < 1 or abs(lift) < LEAST_LIFT:
+        raise ValueError(
+            f"a lift of {lift:+.3g} on a rate of {base_rate:.3g} gives {better:.3g}; choose one that is not 0, but "
+            f"{LEAST_LIFT:g} or more either way, and leaves a rate between 0 and 1"
         )
     per_send = base_rate * (1 - base_rate) / shares[0] + better * (1 - better) / shares[1:].min()
     errors = reach(alpha / (len(shares) - 1), looks, LEARNING_PRECISION) + float(special.ndtri(power))
@@ -184,11 +190,11 @@ def lift_between_arms(
         needed = sends_needed(base_rate, lift, power=power, alpha=alpha, allocation=allocation, looks=looks)
         return float(np.log(needed.sends) - np.log(sends))
 
-    if excess(highest) > 0:
+    if highest <= LEAST_LIFT or excess(highest) > 0:
         return ProvableLift(
             None, f"{sends:,} sends can prove no lift on a rate of {_rate(base_rate)}; plan more sends."
         )
-    lift = float(optimize.brentq(excess, 1e-6, highest, xtol=1e-6))
+    lift = float(optimize.brentq(excess, LEAST_LIFT, highest, xtol=1e-6))
     return ProvableLift(
         lift,
         f"{sends:,} sends can prove a lift of ≥ {_rate(lift)} on a rate of {_rate(base_rate)} "

@@ -30,10 +30,11 @@ from service.experiments import (
     shown_experiment,
     shown_experiments,
 )
-from service.experiments.planning import DEFAULT_LIFT, DEFAULT_PLANNED_SENDS
+from service.experiments.planning import DEFAULT_PLANNED_SENDS
 from service.flow.decide import Arm, NewExperiment, open_experiment
 from service.keys import Key
 from service.tables import ExperimentRow
+from training.planning import LEAST_LIFT
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
@@ -179,7 +180,7 @@ def plot_experiment(experiment_id: str, here: Installation = Depends(installatio
 def plan_experiment(
     experiment_id: str,
     sends: Annotated[int | None, Query(ge=1, le=1_000_000_000)] = None,
-    lift: Annotated[float, Query(gt=0, le=100, allow_inf_nan=False)] = DEFAULT_LIFT,
+    lift: Annotated[float | None, Query(ge=LEAST_LIFT, le=100, allow_inf_nan=False)] = None,
     holdout_share: Annotated[float | None, Query(ge=0, le=0.9, allow_inf_nan=False)] = None,
     here: Installation = Depends(installation),
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.errors import Conflict, Invalid, NotFound
 from service.flow.decide import Arm
+from service.flow.decide.experiment import LEAST_FLOOR
 from service.flow.reward import arms_in_play, renew_snapshot
 from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
 
@@ -270,8 +271,10 @@ def _arm(session: Session, experiment_id: str, arm_id: str) -> ArmRow:
 
 
 def _check_floor(floor: float, n_arms: int) -> None:
-    if not 0 < floor * n_arms <= 1:
-        raise Invalid(f"a floor of {floor:g} for {n_arms} arms does not fit; choose 0 < floor ≤ {1 / n_arms:.3f}")
+    if not (floor >= LEAST_FLOOR and floor * n_arms <= 1):
+        raise Invalid(
+            f"a floor of {floor:g} for {n_arms} arms does not fit; choose {LEAST_FLOOR:g} ≤ floor ≤ {1 / n_arms:.3f}"
+        )
 
 
 def _said(what: str, reason: str) -> str:

@@ -14,7 +14,7 @@ from service.experiments.lifecycle import newest_snapshot
 from service.flow.reward import arms_in_play
 from service.tables import ExperimentRow, LearnerCellRow
 from training.inference import Plan
-from training.planning import lift_between_arms, lift_provable, sends_needed
+from training.planning import LEAST_LIFT, LEAST_SHARE, lift_between_arms, lift_provable, sends_needed
 
 DEFAULT_PLANNED_SENDS = 10_000
 DEFAULT_LIFT = 0.1
@@ -106,7 +106,7 @@ def planning(
     experiment: ExperimentRow,
     *,
     sends: int | None = None,
-    lift: float = DEFAULT_LIFT,
+    lift: float | None = None,
     holdout_share: float | None = None,
 ) -> dict[str, Any]:
     """Sends needed for a lift, the lift that the planned sends can prove, and until when the split stays even.
@@ -115,15 +115,16 @@ def planning(
     ----------
     sends : int, optional
         Planned decisions; by default what the experiment was opened for.
-    lift : float, above 0
-        Relative: .1 is 10 % more than the control.
+    lift : float, 1e-6 or more, optional
+        Relative: .1, the default, is 10 % more than the control. On a rate that leaves no room for the default no
+        figure is given, and the sentence says why.
     holdout_share : float, optional
         Of the campaign; by default the experiment's own.
 
     Raises
     ------
     Invalid
-        If the lift leaves no rate below 1, or nothing is to be sent.
+        If the lift asked for is too small or leaves no rate below 1, or nothing is to be sent.
     """
     planned = sends if sends is not None else plan_of(experiment).inference.units
     held = experiment.holdout_share if holdout_share is None else holdout_share
@@ -132,21 +133,24 @@ def planning(
     base = base_of(session, asked, without=experiment.experiment_id)
     if planned < 1:
         raise Invalid(f"{planned} sends prove nothing; give the number that is planned")
-    if not lift > 0 or base.mean * (1 + lift) >= 1:
-        raise Invalid(f"a lift of {lift:g} on a rate of {base.mean:.3g} is outside 0 to {1 / base.mean - 1:.3g}")
+    highest = 1 / base.mean - 1
+    if lift is not None and not LEAST_LIFT <= lift < highest:
+        raise Invalid(f"a lift of {lift:g} on a rate of {base.mean:.3g} is outside {LEAST_LIFT:g} to {highest:.3g}")
+    meant = DEFAULT_LIFT if lift is None else lift
     n_arms = len(arms_in_play(session, experiment.experiment_id))
     shares = [1 / n_arms] * n_arms
-    needed = sends_needed(base.mean, lift, allocation=shares)
+    needed = sends_needed(base.mean, meant, allocation=shares) if meant < highest else None
     provable = lift_between_arms(planned, base.mean, allocation=shares)
-    sentences = [needed.sentence, provable.sentence]
+    no_room = f"A lift of {meant:.0%} on a rate of {base.mean:.3g} is impossible; plan one below {highest:.3g}."
+    sentences = [no_room if needed is None else needed.sentence, provable.sentence]
     if experiment.reward == "revenue":
         sentences.append("This counts who orders; amounts vary on top, so a difference in revenue takes more sends.")
-    if experiment.policy not in ("uniform", "fixed") and experiment.floor < 1 / n_arms:
-        floor = experiment.floor
+    floor = max(experiment.floor, LEAST_SHARE)
+    if needed is not None and experiment.policy not in ("uniform", "fixed") and floor < 1 / n_arms:
         rest = n_arms - 1
-        least = sends_needed(base.mean, lift, alpha=0.05 / rest, allocation=[floor, 1 - rest * floor])
+        least = sends_needed(base.mean, meant, alpha=0.05 / rest, allocation=[floor, 1 - rest * floor])
         sentences.append(
-            f"If the split moves all the way to the better arm, the control keeping its floor of {100 * floor:.0f} %, "
+            f"If the split moves all the way to the better arm, the control keeping its floor of {100 * floor:.3g} %, "
             f"up to {_round(least.sends):,} sends."
         )
     uniform_until = _uniform_until(session, experiment, base, n_arms, planned)
@@ -162,8 +166,9 @@ def planning(
         "base_rate": base.mean,
         "source": base.source,
         "sends": planned,
-        "lift": lift,
-        "sends_needed": needed.sends,
+        "lift": meant,
+        "sends_needed": None if needed is None else needed.sends,
+        "sends_needed_why": no_room if needed is None else None,
         "lift_provable": provable.lift,
         "uniform_until": uniform_until,
         "holdout": holdout,

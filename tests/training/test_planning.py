@@ -58,6 +58,7 @@ def test_what_cannot_be_proved_is_said() -> None:
     assert "no lift can be proved" in lift_provable(100, 0.01, 0.3).sentence
     assert lift_between_arms(10, 0.3).lift is None
     assert "plan more sends" in lift_between_arms(10, 0.3).sentence
+    assert lift_between_arms(10**9, 1 - 1e-7).lift is None
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,8 @@ def test_what_cannot_be_proved_is_said() -> None:
     [
         ({"base_rate": 0.0}, "above 0 and below 1"),
         ({"lift": 0.0}, "not 0"),
+        ({"lift": 1e-17}, "1e-06 or more"),
+        ({"allocation": (1e-310, 1.0)}, "shares of 1e-06 or more"),
         ({"lift": 9.0}, "between 0 and 1"),
         ({"power": 1.0}, "probability of success"),
         ({"alpha": 0.0}, "error probability"),

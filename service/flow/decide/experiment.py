@@ -33,6 +33,8 @@ TAKES: dict[str, tuple[str, ...]] = {
 MOST_SEGMENTS, MOST_FEATURES = 20, 29
 #: Characters of a segment's name.
 LONGEST_SEGMENT = 60
+#: An arm with less would never be drawn, and nothing could be planned or weighed by it.
+LEAST_FLOOR = 1e-6
 LONGEST_WINDOW_HOURS = 24 * 90
 
 
@@ -170,8 +172,11 @@ def check_experiment(new: NewExperiment) -> None:
     ):
         if value not in known:
             raise Invalid(f"{name} {value!r} is not known; write one of {', '.join(known)}")
-    if not 0 < new.floor * len(ids) <= 1:
-        raise Invalid(f"a floor of {new.floor} for {len(ids)} arms does not fit; choose 0 < floor ≤ {1 / len(ids):.3f}")
+    if not (new.floor >= LEAST_FLOOR and new.floor * len(ids) <= 1):
+        raise Invalid(
+            f"a floor of {new.floor} for {len(ids)} arms does not fit; choose {LEAST_FLOOR:g} ≤ floor ≤ "
+            f"{1 / len(ids):.3f}"
+        )
     if not 0 <= new.explore_share <= 1:
         raise Invalid(f"explore_share {new.explore_share} is outside 0 to 1")
     if not 0 <= new.holdout_share <= 0.9:

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import insert
 
 from service.errors import Invalid
-from service.experiments import find_experiment, keep_base, planning
+from service.experiments import edit_experiment, find_experiment, keep_base, planning
 from service.experiments.planning import DEFAULTS, base_of, plan_of
 from service.flow.decide import Arm, NewExperiment, open_experiment
 from service.tables import LearnerCellRow
@@ -95,3 +95,31 @@ def test_a_question_that_makes_no_sense_is_refused(database, now, asked):
         experiment = opened(session, now)
         with pytest.raises(Invalid, match=str(next(iter(asked.values()))).removesuffix(".0")):
             planning(session, experiment, **asked)
+
+
+def test_a_rate_without_room_for_the_default_lift_has_no_figure_but_a_reason(database, now):
+    """Opening is not refused because of it; a lift that was asked for is."""
+    with database.writing() as session:
+        past(session, now, 10_000, 9_500, reward="open")
+        experiment = opened(session, now, reward="open")
+        keep_base(session, experiment)
+        said = planning(session, experiment)
+        with pytest.raises(Invalid, match=r"a lift of 0.1 on a rate of 0.95 is outside 1e-06 to 0.0526"):
+            planning(session, experiment, lift=0.1)
+        assert planning(session, experiment, lift=0.04)["sends_needed"] > 1000
+    assert (said["sends_needed"], said["lift"]) == (None, 0.1)
+    assert said["sends_needed_why"] == said["sentences"][0]
+    assert "a rate of 0.95 is impossible; plan one below 0.0526" in said["sends_needed_why"]
+
+
+def test_lifts_and_floors_next_to_nothing_are_refused_and_the_least_are_planned(database, now):
+    """No number of sends would do for less."""
+    with database.writing() as session:
+        experiment = opened(session, now, floor=1e-6)
+        assert planning(session, experiment, lift=1e-6)["sends_needed"] > 1e12
+        with pytest.raises(Invalid, match=r"a lift of 1e-17 .* is outside 1e-06 to"):
+            planning(session, experiment, lift=1e-17)
+        with pytest.raises(Invalid, match=r"a floor of 1e-310 for 2 arms does not fit; choose 1e-06 ≤ floor ≤ 0.500"):
+            opened(session, now, floor=1e-310)
+        with pytest.raises(Invalid, match=r"a floor of 1e-310 for 2 arms does not fit; choose 1e-06 ≤ floor ≤ 0.500"):
+            edit_experiment(session, experiment.experiment_id, {"floor": 1e-310}, who="Ann", now=now)
