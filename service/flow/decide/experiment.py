@@ -172,9 +172,9 @@ def check_experiment(new: NewExperiment) -> None:
     ):
         if value not in known:
             raise Invalid(f"{name} {value!r} is not known; write one of {', '.join(known)}")
-    if not LEAST_FLOOR * len(ids) <= new.floor * len(ids) <= 1:
+    if not (new.floor >= LEAST_FLOOR and new.floor * len(ids) <= 1):
         raise Invalid(
-            f"a floor of {new.floor} for {len(ids)} arms does not fit; choose one from {LEAST_FLOOR:g} to "
+            f"a floor of {new.floor} for {len(ids)} arms does not fit; choose {LEAST_FLOOR:g} ≤ floor ≤ "
             f"{1 / len(ids):.3f}"
         )
     if not 0 <= new.explore_share <= 1:
