@@ -62,7 +62,8 @@ def add_arm(session: Session, experiment_id: str, arm: Arm, *, who: str, now: da
     Conflict
         If the experiment has ended, has an arm of that id, or has a fixed split.
     Invalid
-        If the arm says nothing, a number of its features is not finite or too large, or the floor does not fit one arm more.
+        If the arm says nothing, a number of its features is not finite or too large, or the floor does not fit one
+        arm more.
     """
     experiment = _changeable(session, experiment_id)
     arms = arms_of(session, experiment_id)
