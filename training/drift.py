@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from training.policies.statistics import ArmStatistics, FloatArray
+from training.policies.statistics import ArmStatistics, FloatArray, SegmentStatistics
 from training.policies.waves import DelayCdf, fit_waves
 
 #: What happened before a change counts this much once the half-life is shortened to it.
@@ -33,26 +33,32 @@ class DriftAlarm:
     changed_at: int | None
 
 
-def arm_residuals(statistics: ArmStatistics, *, delay: DelayCdf, wave_concentration: float = 10.0) -> FloatArray:
+def arm_residuals(
+    statistics: ArmStatistics | SegmentStatistics, *, delay: DelayCdf, wave_concentration: float = 10.0
+) -> FloatArray:
     """What each arm earned in each wave beyond what it earns beside the others over all waves, shape (n_arms, n_waves).
 
     Standardised (Pearson): successes less those expected at the arm's effect and the wave's level, over the square
     root of the latter's binomial variance. Zero where nothing was expected. Base rates cancel: a good hour is no drift.
 
+    Of segments, every arm's effect in a segment and every (segment, wave)'s level are taken out before a wave's
+    segments are added up: an arm that comes to be shown to eager segments, or to those that like it, is no drift.
+
     Parameters
     ----------
-    statistics : ArmStatistics
+    statistics : ArmStatistics or SegmentStatistics
     delay : DelayCdf
     wave_concentration : float
         See ``fit_waves``.
     """
-    exposure = statistics.trials * delay(statistics.age_hours)
-    fit = fit_waves(exposure, statistics.successes, wave_concentration)
-    by_arm = statistics.successes.sum(axis=-1)
+    table = _by_segment(statistics)
+    exposure = table.trials * delay(table.age_hours)
+    fit = fit_waves(exposure, table.successes, wave_concentration)
+    by_arm = table.successes.sum(axis=-1)
     rate = by_arm / np.where(fit.effective_trials > 0, fit.effective_trials, 1.0)
-    expected_rate = np.clip(rate[:, None] * fit.level, 0.0, 1.0)
-    variance = exposure * expected_rate * (1.0 - expected_rate)
-    surplus = statistics.successes - exposure * expected_rate
+    expected_rate = np.clip(rate[:, :, None] * fit.level[:, None, :], 0.0, 1.0)
+    variance = (exposure * expected_rate * (1.0 - expected_rate)).sum(axis=0)
+    surplus = (table.successes - exposure * expected_rate).sum(axis=0)
     known = variance > 0
     return np.asarray(np.where(known, surplus / np.sqrt(np.where(known, variance, 1.0)), 0.0), dtype=np.float64)
 
@@ -113,8 +119,12 @@ def _split(series: FloatArray) -> int:
     return int(before[np.argmax(gap**2 * before * (n - before))])
 
 
-def drift_alarms(statistics: ArmStatistics, *, delay: DelayCdf, delta: float = 0.002) -> tuple[DriftAlarm, ...]:
+def drift_alarms(
+    statistics: ArmStatistics | SegmentStatistics, *, delay: DelayCdf, delta: float = 0.002
+) -> tuple[DriftAlarm, ...]:
     """One verdict an arm on its waves, oldest first by age.
+
+    Where a policy targets segments give ``SegmentStatistics``: counts added up over segments drift with the allocation.
 
     Examples
     --------
@@ -128,13 +138,17 @@ def drift_alarms(statistics: ArmStatistics, *, delay: DelayCdf, delta: float = 0
 
 
 def shortened_half_life(
-    statistics: ArmStatistics, alarms: Sequence[DriftAlarm], half_life_days: float | None, *, least_days: float = 0.25
+    statistics: ArmStatistics | SegmentStatistics,
+    alarms: Sequence[DriftAlarm],
+    half_life_days: float | None,
+    *,
+    least_days: float = 0.25,
 ) -> float | None:
     """The half-life under which what came before the last change counts a quarter; never longer than it was.
 
     Parameters
     ----------
-    statistics : ArmStatistics
+    statistics : ArmStatistics or SegmentStatistics
         Those that the alarms are of.
     half_life_days : float or None
         The one in force.
@@ -153,14 +167,26 @@ def shortened_half_life(
     changes = [alarm.changed_at for alarm in alarms if alarm.changed_at is not None]
     if not changes:
         return half_life_days
-    mails = np.maximum(statistics.trials.sum(axis=0), 1)
-    age_days = ((statistics.trials * statistics.age_hours).sum(axis=0) / mails)[_oldest_first(statistics)] / 24.0
+    age_days = _mean_age(statistics)[_oldest_first(statistics)] / 24.0
     days_ago = float(age_days[min(max(changes), len(age_days) - 1)])
     shorter = max(least_days, days_ago / float(-np.log2(WEIGHT_OF_THE_PAST)))
     return shorter if half_life_days is None else min(half_life_days, shorter)
 
 
-def _oldest_first(statistics: ArmStatistics) -> list[int]:
-    mails = np.maximum(statistics.trials.sum(axis=0), 1)
-    mean_age = (statistics.trials * statistics.age_hours).sum(axis=0) / mails
-    return [int(i) for i in np.argsort(-mean_age, kind="stable")]
+def _by_segment(statistics: ArmStatistics | SegmentStatistics) -> SegmentStatistics:
+    if isinstance(statistics, SegmentStatistics):
+        return statistics
+    return SegmentStatistics(
+        ("",), statistics.arms, statistics.trials[None], statistics.successes[None], statistics.age_hours[None]
+    )
+
+
+def _mean_age(statistics: ArmStatistics | SegmentStatistics) -> FloatArray:
+    """Mean age in hours of each wave's trials, shape (n_waves,)."""
+    table = _by_segment(statistics)
+    mails = np.maximum(table.trials.sum(axis=(0, 1)), 1)
+    return np.asarray((table.trials * table.age_hours).sum(axis=(0, 1)) / mails, dtype=np.float64)
+
+
+def _oldest_first(statistics: ArmStatistics | SegmentStatistics) -> list[int]:
+    return [int(i) for i in np.argsort(-_mean_age(statistics), kind="stable")]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.drift import arm_residuals, drift_alarm, drift_alarms, shortened_half_life
-from training.policies import ArmStatistics, BetaBernoulliThompson, DelayCdf
+from training.policies import ArmStatistics, BetaBernoulliThompson, DelayCdf, SegmentStatistics
 from training.worlds import day_and_night
 
 AT_ONCE = DelayCdf(median_hours=1e-6)
@@ -87,6 +87,51 @@ def test_the_order_in_which_waves_are_listed_means_nothing() -> None:
     order = rng.permutation(96)
     shuffled = ArmStatistics(seen.arms, seen.trials[:, order], seen.successes[:, order], seen.age_hours[:, order])
     assert drift_alarms(shuffled, delay=AT_ONCE) == drift_alarms(seen, delay=AT_ONCE)
+
+
+def segments(rng: np.random.Generator, rate: np.ndarray, n_waves: int = 96) -> SegmentStatistics:
+    """Two segments whose split moves from even to 90/10, each towards another arm; ``rate`` by segment and arm."""
+    share = np.linspace(0.5, 0.9, n_waves)
+    to_first = np.rint(500 * np.stack([share, 1 - share])).astype(int)
+    n = np.stack([to_first, 500 - to_first], axis=1)
+    age = np.broadcast_to(np.arange(n_waves, 0, -1) * 1.0, n.shape)
+    return SegmentStatistics(("x", "y"), ("a", "b"), n, rng.binomial(n, np.broadcast_to(rate, n.shape)), age)
+
+
+@pytest.mark.parametrize(
+    "rate", [[[0.30, 0.30], [0.10, 0.10]], [[0.30, 0.15], [0.10, 0.13]]], ids=["eager", "each likes another arm"]
+)
+def test_an_allocation_that_comes_to_target_segments_is_no_drift(rate: list) -> None:
+    rng = np.random.default_rng(6)
+    stationary = [segments(rng, np.array(rate)[:, :, None]) for _ in range(10)]
+    assert not any(alarm.alarms for seen in stationary for alarm in drift_alarms(seen, delay=AT_ONCE))
+    assert sum(any(a.alarms for a in drift_alarms(seen.pooled(), delay=AT_ONCE)) for seen in stationary) >= 5
+
+
+def test_a_change_planted_in_segments_is_found() -> None:
+    rng = np.random.default_rng(7)
+    rate = np.array([[0.30, 0.20], [0.10, 0.20]])[:, :, None] * np.ones(96)
+    rate[:, 1, 60:] += 0.10
+    found = 0
+    for _ in range(10):
+        seen = segments(rng, rate)
+        alarms = drift_alarms(seen, delay=AT_ONCE)
+        found += any(alarm.changed_at is not None and abs(alarm.changed_at - 60) <= 6 for alarm in alarms)
+        assert (shortened_half_life(seen, alarms, None) is None) == (not any(alarm.alarms for alarm in alarms))
+    assert found >= 9
+
+
+def test_one_segment_is_all_contacts_together_and_none_is_no_alarm() -> None:
+    rng = np.random.default_rng(8)
+    seen = waves(rng, np.where(np.arange(96) < 48, [[0.2], [0.2]], [[0.2], [0.3]]))
+    one = SegmentStatistics(("",), seen.arms, seen.trials[None], seen.successes[None], seen.age_hours[None])
+    np.testing.assert_array_equal(arm_residuals(one, delay=AT_ONCE), arm_residuals(seen, delay=AT_ONCE))
+    alarms = drift_alarms(seen, delay=AT_ONCE)
+    assert drift_alarms(one, delay=AT_ONCE) == alarms
+    assert shortened_half_life(one, alarms, 30.0) == shortened_half_life(seen, alarms, 30.0)
+    nothing = np.zeros((0, 2, 0))
+    unseen = SegmentStatistics((), ("a", "b"), nothing, nothing, nothing)
+    assert [alarm.alarms for alarm in drift_alarms(unseen, delay=AT_ONCE)] == [(), ()]
 
 
 @pytest.mark.parametrize(

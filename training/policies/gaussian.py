@@ -123,14 +123,18 @@ class GaussianThompson(Learner):
         S_.w / (e_.w + a)``, both over sigma**2.
         """
         weight = self.weights(age_hours)
-        e, s, q, n = self.exposure(trials, age_hours), sums * weight, squares * weight, successes * weight
+        s, q, n, shown = sums * weight, squares * weight, successes * weight, (trials * weight).sum(axis=-1)
+        # Answers may come sooner than the curve has them: no cell has fewer answers due than it has successes.
+        e = np.maximum(self.exposure(trials, age_hours), n)
         n_arms = trials.shape[-2]
         by_arm = np.maximum(e.sum(axis=-1), 1e-300)
         total = np.maximum(by_arm.sum(axis=-1), 1e-300)
         mean = s.sum(axis=(-1, -2)) / total
         second = q.sum(axis=(-1, -2)) / total
-        least = 1e-12 * second + 1e-300
-        own = np.maximum(q.sum(axis=-1) / by_arm - (s.sum(axis=-1) / by_arm) ** 2, 0.0)
+        least = 1e-6 * second + 1e-300
+        # Around the mean over the trials shown; per trial due, for that is what the precision counts.
+        around = q.sum(axis=-1) - s.sum(axis=-1) ** 2 / np.maximum(shown, 1e-300)
+        own = np.maximum(around, 0.0) / by_arm
         common = np.maximum((own * by_arm).sum(axis=-1) / total, least)
         n_own = n.sum(axis=-1)
         variance = (VARIANCE_PRIOR * common[..., None] + n_own * own) / (VARIANCE_PRIOR + n_own)

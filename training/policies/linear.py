@@ -324,13 +324,17 @@ class LinearThompson(Policy):
         kept = np.ones_like(statistics.age_hours)
         if self.half_life_days is not None:
             kept = 0.5 ** (statistics.age_hours / 24 / self.half_life_days)
-        due = kept * self.delay(statistics.age_hours)
-        exposure = (due * statistics.trials).sum(axis=0)
-        by_wave = (kept * statistics.moments[:, :, 0]).sum(axis=0)
+        sums, squares, trials = statistics.moments[:, :, 0], statistics.squares, statistics.trials
+        # Answers may come sooner than the curve has them: no cell has fewer answers due than it has successes.
+        answered = np.minimum(sums**2 / np.maximum(squares, 1e-300), trials) / np.maximum(trials, 1)
+        due = kept * np.maximum(self.delay(statistics.age_hours), answered)
+        exposure = (due * trials).sum(axis=0)
+        by_wave = (kept * sums).sum(axis=0)
         total = max(float(exposure.sum()), 1.0)
         rate = by_wave.sum() / total
-        level = by_wave.sum() ** 2 / total
-        variance = max(float((kept * statistics.squares).sum() - level) / total, 1e-12)
+        # Rewards vary around their mean over the trials shown; per trial due, for that is what the precision counts.
+        second, shown_trials = float((kept * squares).sum()), max(float((kept * trials).sum()), 1e-300)
+        variance = max(second - float(by_wave.sum()) ** 2 / shown_trials, 1e-6 * second, 1e-300) / total
         # A wave's effect has the variance rate**2 / wave_concentration.
         weight = exposure + self.wave_concentration * variance / max(rate**2, 1e-12 * variance)
         gram = np.matmul(due[:, None, :], statistics.gram.reshape(n_arms, -1, d * d)).reshape(n_arms, d, d)
