@@ -58,7 +58,7 @@ class RewardBody(BaseModel):
 Rewards = Annotated[list[RewardBody], Field(min_length=1, max_length=1_000)]
 
 
-@router.post("/decisions", dependencies=[Depends(allow("write"))])
+@router.post("/decisions", dependencies=[Depends(allow("write"))], response_model=None)
 def make_decisions(asked: DecisionRequest, here: Installation = Depends(installation)) -> dict[str, Any]:
     """An arm for each contact, with its propensity; logged as shown. Contacts that are not known yet are created.
 
@@ -105,7 +105,7 @@ def make_decisions(asked: DecisionRequest, here: Installation = Depends(installa
         }
 
 
-@router.get("/decisions/{decision_id}", dependencies=[Depends(allow("read"))])
+@router.get("/decisions/{decision_id}", dependencies=[Depends(allow("read"))], response_model=None)
 def read_decision(decision_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
     """A decision, and the same decision drawn again from what was stored.
 
@@ -141,7 +141,7 @@ def read_decision(decision_id: str, here: Installation = Depends(installation)) 
         }
 
 
-@router.post("/rewards", dependencies=[Depends(allow("write"))])
+@router.post("/rewards", dependencies=[Depends(allow("write"))], response_model=None)
 def report_rewards(body: RewardBody | Rewards, here: Installation = Depends(installation)) -> dict[str, Any]:
     """Rewards of decisions, each counted once for its decision and kind, however often it is reported.
 

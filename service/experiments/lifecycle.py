@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict, Invalid, NotFound
-from service.flow.decide import Arm, withdraw
+from service.flow.decide import Arm, check_features, withdraw
 from service.flow.decide.experiment import LEAST_FLOOR
 from service.flow.reward import arms_in_play, renew_snapshot
 from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
@@ -63,7 +63,8 @@ def add_arm(session: Session, experiment_id: str, arm: Arm, *, who: str, now: da
     Conflict
         If the experiment has ended, has an arm of that id, or has a fixed split.
     Invalid
-        If the arm says nothing, or the floor does not fit one arm more.
+        If the arm says nothing, a number of its features is not finite or too large, or the floor does not fit one
+        arm more.
     """
     experiment = _changeable(session, experiment_id)
     arms = arms_of(session, experiment_id)
@@ -75,6 +76,7 @@ def add_arm(session: Session, experiment_id: str, arm: Arm, *, who: str, now: da
         )
     if not arm.content.strip():
         raise Invalid(f"arm {arm.arm_id!r} has no text; write what it says")
+    check_features(arm)
     if len(arms) >= MAX_ARMS:
         raise Invalid(f"an experiment takes {MAX_ARMS} arms; end this one and open a new one")
     _check_floor(experiment.floor, len(arms_in_play(session, experiment_id)) + 1)

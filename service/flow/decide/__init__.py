@@ -27,6 +27,7 @@ from service.flow.decide.experiment import (
     Arm,
     NewExperiment,
     check_experiment,
+    check_features,
     policy_of,
 )
 from service.flow.decide.replay import ERASED_OCCURRENCE, Replay, replay
@@ -47,6 +48,7 @@ __all__ = [
     "Replay",
     "allocation_of",
     "check_experiment",
+    "check_features",
     "decide",
     "decide_for",
     "open_experiment",

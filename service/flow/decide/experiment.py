@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ LONGEST_SEGMENT = 60
 #: An arm with less would never be drawn, and nothing could be planned or weighed by it.
 LEAST_FLOOR = 1e-6
 LONGEST_WINDOW_HOURS = 24 * 90
+#: Magnitude of a number among an arm's features, at most.
+LARGEST_FEATURE = 1e9
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def check_experiment(new: NewExperiment) -> None:
     """
     ids = [arm.arm_id for arm in new.arms]
     _check_arms(new, ids)
+    for arm in new.arms:
+        check_features(arm)
     for value, name, known in (
         (new.kind, "kind", KINDS),
         (new.reward, "reward", REWARDS),
@@ -191,6 +195,35 @@ def check_experiment(new: NewExperiment) -> None:
     _check_segments(new)
     _check_context(new)
     _check_policy(new, ids)
+
+
+def check_features(arm: Arm) -> None:
+    """Refuse an arm whose features hold a number that no policy could compute with.
+
+    Raises
+    ------
+    Invalid
+        Naming arm, feature, value and limit.
+    """
+    for name, value in _numbers(arm.features):
+        if not -LARGEST_FEATURE <= value <= LARGEST_FEATURE:  # a NaN, too, is nowhere between
+            told = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"{value:g}"
+            raise Invalid(
+                f"feature {name!r} of arm {arm.arm_id!r} is {told}; give a finite number from -1e9 to 1e9, or a text"
+            )
+
+
+def _numbers(features: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """The numbers among features, however deep, by the name of the feature."""
+    left = list(features.items())
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Mapping):
+            left += [(name, one) for one in value.values()]
+        elif isinstance(value, list | tuple):
+            left += [(name, one) for one in value]
+        elif isinstance(value, int | float):
+            yield name, value
 
 
 def _check_arms(new: NewExperiment, ids: Sequence[str]) -> None:

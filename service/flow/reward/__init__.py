@@ -19,6 +19,7 @@ held out, or withheld with its mail   earns what orders earn; counts in no cell
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ __all__ = [
     "renew_snapshot",
     "statistics",
 ]
+
+log = logging.getLogger(__name__)
 
 CURSOR = "learner"
 
@@ -291,9 +294,20 @@ def _snapshots(session: Session, log_seq: int, now: datetime, interval: timedelt
             or _is_edited(session, experiment, before)
             or (now - before.created_at >= interval and _seen(before) != folded)
         ):
-            renew_snapshot(session, experiment, now=now, log_seq=log_seq, watches_drift=True)
-            taken += 1
+            taken += _is_renewed(session, experiment, log_seq, now)
     return taken
+
+
+def _is_renewed(session: Session, experiment: ExperimentRow, log_seq: int, now: datetime) -> bool:
+    """Whether its next snapshot could be taken: one experiment that cannot be learned from stops no other."""
+    experiment_id = experiment.experiment_id
+    try:
+        with session.begin_nested():
+            renew_snapshot(session, experiment, now=now, log_seq=log_seq, watches_drift=True)
+    except Exception:
+        log.exception("experiment %s keeps its snapshot: the next one could not be taken", experiment_id)
+        return False
+    return True
 
 
 def _is_edited(session: Session, experiment: ExperimentRow, before: SnapshotRow) -> bool:

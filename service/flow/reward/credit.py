@@ -5,7 +5,8 @@ person clicked last before the order; without a click the one shown last. It goe
 arrived first, so the credit is the same however the log is cut.
 
 A cancellation or refund that names the order takes its value off it, or without a value of its own all of it; an order
-is undone once nothing is left. One that names no order known is left aside.
+is undone once nothing is left. One whose value is in another currency than the reports' cannot be netted, and leaves
+the order as it stands. One that names no order known is left aside.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from features.vocabulary import (
 
 #: Rewards that orders earn.
 ORDERED = ("conversion", "revenue")
+#: Properties that hold a value: that of an event without minor units is in another currency.
+_TELLING = ("revenue", "total", "value")
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ def reported_reward(event: LoggedEvent) -> tuple[str, float]:
 def _netted(ref: str, placed: LoggedEvent, undone: Sequence[LoggedEvent]) -> Order:
     value, taken_back, undone_at = placed.value_minor, 0, None
     for event in undone:
+        if event.value_minor is None and any(event.properties.get(name) not in (None, "") for name in _TELLING):
+            continue
         back = abs(event.value_minor or 0)
         taken_back = taken_back + back if back and value else value or 0
         if taken_back >= (value or 0):

@@ -242,10 +242,10 @@ class Fold:
                 self._credit(of_contact, upto)
 
     def _credit(self, of_contact: dict[int, list[Shown]], upto: int) -> None:
-        since = min(one.shown_at for mine in of_contact.values() for one in mine)
         kinds = (*_ORDERING, EMAIL_CLICKED, REWARD_RECEIVED)
         events: dict[int, list[LoggedEvent]] = defaultdict(list)
-        for event in read_of_contacts(self.session, sorted(of_contact), kinds=kinds, since=since, upto=upto):
+        # From the beginning: an order's earliest line may lie before every decision, and is then the one that counts.
+        for event in read_of_contacts(self.session, sorted(of_contact), kinds=kinds, since=0, upto=upto):
             events[event.contact_key].append(event)
         credits: dict[Shown, list[Order]] = {}
         rewards: dict[tuple[Shown, str], Earned] = {}

@@ -221,3 +221,5 @@ def test_a_floor_that_does_not_fit_one_arm_more_refuses_the_arm(database, now):
             add_arm(session, experiment_id, Arm("c", "Third"), who="me", now=now)
         with pytest.raises(Invalid, match="no text"):
             add_arm(session, opened(session, now), Arm("c", " "), who="me", now=now)
+        with pytest.raises(Invalid, match="'p' of arm 'c' is inf"):
+            add_arm(session, opened(session, now), Arm("c", "Third", {"p": 1e999}), who="me", now=now)

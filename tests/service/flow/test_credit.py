@@ -349,3 +349,42 @@ def test_an_arm_whose_rate_changes_shortens_the_memory(database, add_contacts, n
         assert all(again.is_equal for again in replay(session, [row.decision_id for row in made]))
         assert learn(session, now=now + 2 * HOUR).snapshots == 1  # the trials just shown
         assert learn(session, now=now + 3 * HOUR).snapshots == 0  # a shortened memory is no edit
+
+
+def test_what_counts_of_an_order_does_not_hang_on_who_shares_the_reading(database, add_contacts, now):
+    """An order first told before its contact's decision is none of its, whoever else is looked at with it."""
+    with database.writing() as session:
+        keys = add_contacts(session, 2)
+        experiment_id = opened(session, now, reward="revenue")
+        [old] = show(session, experiment_id, keys[1:], "x", now)
+        [row] = show(session, experiment_id, keys[:1], "x", now + 5 * HOUR)
+        learn(session, now=now + 5 * HOUR)
+        take(session, [order(keys[0], now + 4 * HOUR, "o1")], now + 6 * HOUR)
+        learn(session, now=now + 6 * HOUR)
+        take(session, [order(keys[0], now + 7 * HOUR, "o1")], now + 7 * HOUR)
+        learn(session, now=now + 7 * HOUR)
+        take(session, [order(keys[1], now + 8 * HOUR, "o2", 300)], now + 8 * HOUR)
+        learn(session, now=now + 8 * HOUR)
+        live = state(session)
+        rebuild(session)
+        learn(session, now=now + 8 * HOUR)
+
+        assert_same(state(session), live)
+        assert value_of(session, row) is None
+        assert value_of(session, old) == 300
+
+
+def test_a_refund_in_another_currency_leaves_the_order_as_it_stands(database, add_contacts, now):
+    """Its worth is not known in the reports' currency; one that tells no value takes the whole order."""
+    with database.writing() as session:
+        keys = add_contacts(session, 1)
+        [row] = show(session, opened(session, now, reward="revenue"), keys, "x", now)
+        foreign = NewEvent(keys[0], "Order Refunded", to_micros(now + 2 * HOUR), "r", "user:x", ref="o1",
+                           properties={"order_id": "o1", "value": 3, "currency": "JPY"})  # fmt: skip
+        take(session, [order(keys[0], now + HOUR, "o1", 1000), foreign], now + 2 * HOUR)
+        learn(session, now=now + 3 * HOUR)
+        assert (value_of(session, row), value_of(session, row, "conversion")) == (1000, 1)
+        take(session, [order(keys[0], now + 4 * HOUR, "o1", None, "Order Refunded")], now + 4 * HOUR)
+        learn(session, now=now + 4 * HOUR)
+
+        assert (value_of(session, row), value_of(session, row, "conversion")) == (0, 0)

@@ -133,6 +133,10 @@ def test_with_every_arm_paused_a_send_keeps_the_templates_own_text(database, add
         ({"explore_share": float("nan")}, "explore_share nan"),
         ({"reward_window_hours": 0.0}, "reward_window_hours 0.0"),
         ({"arms": (ARMS[0], Arm("empty", " "))}, "no text"),
+        ({"arms": (ARMS[0], Arm("b", "Two", {"p": 10**400}))}, "'p' of arm 'b' is a number of 1329 bits"),
+        ({"arms": (ARMS[0], Arm("b", "Two", {"p": 1e999}))}, "'p' of arm 'b' is inf"),
+        ({"arms": (ARMS[0], Arm("b", "Two", {"p": {"q": [1, float("nan")]}}))}, "'p' of arm 'b' is nan"),
+        ({"arms": (ARMS[0], Arm("b", "Two", {"p": -2e9}))}, "from -1e9 to 1e9"),
     ],
 )
 def test_an_experiment_that_cannot_be_is_refused_with_the_value(database, now, changes, words):

@@ -11,7 +11,7 @@ from features.events import NewEvent, append
 from features.tables import to_micros
 from service.flow.decide import Arm, NewExperiment, decide_for, open_experiment
 from service.flow.reward import learn, rebuild, statistics
-from service.tables import DecisionRow, LearnerCellRow, RewardRow, SendRow, SnapshotRow
+from service.tables import ArmRow, DecisionRow, LearnerCellRow, RewardRow, SendRow, SnapshotRow
 from tests.service.flow.shown import new_experiment, reward, show
 
 ARMS = (Arm("a", "One"), Arm("b", "Two"))
@@ -279,3 +279,26 @@ def test_a_kept_arm_weighs_its_mails_by_how_alike_a_contacts_answers_are(databas
 
     assert found[True] == pytest.approx(3.0, abs=0.1)
     assert found[False] == 1.0
+
+
+def test_an_experiment_that_cannot_be_learned_from_stops_no_other(any_database, add_contacts, now, caplog):
+    """Its snapshot stays and the log names it; the fold and the other experiment go on."""
+    later = now + timedelta(hours=1)
+    with any_database.writing() as session:
+        keys = add_contacts(session, 9)
+        bad = open_experiment(
+            session, new_experiment(policy="linear", context={"features": ["orders_ever"]}), now=now, salt="bad"
+        )
+        good = open_experiment(session, new_experiment(), now=now, salt="good")
+        for one in (bad, good):
+            show(session, one, keys, "x", now)
+        session.execute(update(ArmRow).where(ArmRow.experiment_id == bad).values(features={"p": 10**400}))
+        learned = learn(session, now=later)
+    with any_database.writing() as session:
+        again = learn(session, now=later + timedelta(hours=1))
+
+        assert (learned.trials, learned.snapshots, again.trials, again.snapshots) == (18, 1, 0, 0)
+        assert session.scalar(select(func.count()).where(SnapshotRow.experiment_id == bad)) == 1
+        assert statistics(session, bad, now=later).trials.sum() == 9
+        assert bad in caplog.text
+        assert good not in caplog.text
