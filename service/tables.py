@@ -139,7 +139,7 @@ class SnapshotRow(Base):
 
     snapshot_id: Mapped[str] = mapped_column(String(60), primary_key=True)
     snapshot_no: Mapped[int] = mapped_column(unique=True)
-    experiment_id: Mapped[str] = mapped_column(String(60), index=True)
+    experiment_id: Mapped[str] = mapped_column(String(60))
     created_at: Mapped[datetime]
     #: Last ``seq`` of the event log that the statistics hold.
     log_seq: Mapped[int]
@@ -149,6 +149,8 @@ class SnapshotRow(Base):
     statistics: Mapped[dict[str, Any]]
     #: Posterior draws of a policy that sees vectors: float32 in npy format, shape (n_draws, n_arms, n_features).
     ensemble: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+    __table_args__ = (Index("ix_snapshot_newest", "experiment_id", "snapshot_no"),)
 
 
 class DecisionRow(Base):
@@ -185,6 +187,7 @@ class DecisionRow(Base):
     __table_args__ = (
         UniqueConstraint("experiment_id", "contact_key", "occurrence", name="ux_decision_intent"),
         Index("ix_decision_send", "send_id"),
+        Index("ix_decision_contact", "contact_key"),
     )
 
 

@@ -70,6 +70,16 @@ _MADE = select(*(getattr(DecisionRow, name) for name in _PARALLEL)).where(
     DecisionRow.contact_key.in_(bindparam("keys", expanding=True)),
 )
 
+_STICKY = (
+    select(ExperimentRow.experiment_id)
+    .where(
+        ExperimentRow.experiment_id.in_(bindparam("ids", expanding=True)),
+        ExperimentRow.settings["sticky"].as_boolean(),
+    )
+    .order_by(ExperimentRow.experiment_id)
+    .with_for_update()
+)
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -247,17 +257,14 @@ def decide_for(
 
 
 def _desks(session: Session, experiment_ids: set[str]) -> list[Desk]:
-    """The desks, those of sticky experiments locked to the commit: two first decisions of a contact would differ."""
-    opened = desks(session, experiment_ids)
-    sticky = sorted(desk.experiment.experiment_id for desk in opened if (desk.experiment.settings or {}).get("sticky"))
-    if sticky:
-        session.execute(
-            select(ExperimentRow.experiment_id)
-            .where(ExperimentRow.experiment_id.in_(sticky))
-            .order_by(ExperimentRow.experiment_id)
-            .with_for_update()
-        ).all()
-    return opened
+    """The desks, those of sticky experiments locked to the commit: two first decisions of a contact would differ.
+
+    Arms and snapshots are read once the lock is had: whoever held it may have changed them. On SQLite whoever writes
+    is alone already.
+    """
+    if session.connection().dialect.name != "sqlite":
+        session.execute(_STICKY, {"ids": list(experiment_ids)}).all()
+    return desks(session, experiment_ids)
 
 
 def _narrowed(session: Session, desk: Desk, eligible: Sequence[str]) -> Desk:

@@ -28,7 +28,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from sqlalchemy import BigInteger, ColumnElement, case, delete, func, select, type_coerce, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased, defer
 
 from features.events import LoggedEvent, iterate_after
 from features.tables import current
@@ -37,6 +37,7 @@ from service.flow.reward.evidence import arms_in_play, evidence, policy_of_kept_
 from service.flow.reward.fold import (
     CHUNK,
     LEARNED_KINDS,
+    SUMS,
     Cell,
     Fold,
     Sums,
@@ -157,7 +158,11 @@ def forget_contexts(session: Session, contact_keys: Collection[int]) -> None:
         matrices = _taught_matrices(session, mine)
         add_matrices(session, matrices, "erased")
         add_matrices(session, {place: [-gram, -moments] for place, (gram, moments) in matrices.items()}, "log")
-        session.execute(update(DecisionRow).where(mine).values(segment=None, context=None))
+        is_telling = DecisionRow.segment.is_not(None) | DecisionRow.context.is_not(None)
+        session.execute(update(DecisionRow).where(mine, is_telling).values(segment=None, context=None))
+        is_empty = [getattr(LearnerCellRow, name) == 0 for name in SUMS]  # a rebuild has no such cell
+        of_moved = LearnerCellRow.experiment_id.in_({cell[0] for cell in moved})
+        session.execute(delete(LearnerCellRow).where(of_moved, *is_empty))
         session.execute(delete(CreditRow).where(CreditRow.contact_key.in_(keys)))
 
 
@@ -179,6 +184,8 @@ def renew_snapshot(
         Shorten the policy's half-life where an arm's rate has changed, and say so in the reason. River is loaded for
         it, which takes a second: for the worker, not for a request.
     """
+    if log_seq is None:  # before anything is read: what is folded meanwhile is no part of the snapshot
+        log_seq = _locked_cursor(session).position
     in_play = arms_in_play(session, experiment.experiment_id)
     policy, note = policy_of_kept_arms(session, experiment, policy_of(experiment, in_play)), ""
     if watches_drift:
@@ -187,7 +194,7 @@ def renew_snapshot(
         session,
         experiment,
         evidence(session, experiment, now=now, policy=policy),
-        log_seq=_locked_cursor(session).position if log_seq is None else log_seq,
+        log_seq=log_seq,
         now=now,
         policy=policy,
         running=in_play,
@@ -271,19 +278,28 @@ def _pages(events: Iterable[LoggedEvent], size: int) -> Iterable[list[LoggedEven
         yield page
 
 
-def _snapshots(session: Session, log_seq: int, now: datetime, interval: timedelta) -> int:
-    newest = (
-        select(func.max(SnapshotRow.snapshot_no))
-        .join(ExperimentRow, ExperimentRow.experiment_id == SnapshotRow.experiment_id)
-        .where(ExperimentRow.status == "running")
-        .group_by(SnapshotRow.experiment_id)
+_other = aliased(SnapshotRow)
+#: The newest snapshot of each running experiment, found by its index and read without its arrays.
+_NEWEST = (
+    select(SnapshotRow)
+    .join(
+        ExperimentRow,
+        SnapshotRow.snapshot_no
+        == select(func.max(_other.snapshot_no))
+        .where(_other.experiment_id == ExperimentRow.experiment_id)
+        .scalar_subquery(),
     )
-    last = {
-        row.experiment_id: row
-        for row in session.scalars(select(SnapshotRow).where(SnapshotRow.snapshot_no.in_(newest)))
-    }
+    .where(ExperimentRow.status == "running")
+    .options(defer(SnapshotRow.statistics), defer(SnapshotRow.ensemble))
+)
+
+
+def _snapshots(session: Session, log_seq: int, now: datetime, interval: timedelta) -> int:
+    last = {row.experiment_id: row for row in session.scalars(_NEWEST)}
     running = session.scalars(select(ExperimentRow).where(ExperimentRow.status == "running")).all()
-    totals = _totals(session, [experiment.experiment_id for experiment in running])
+    # Only those whose snapshot is old enough can have news that are due: the sums are for them.
+    due = {one for one, row in last.items() if now - row.created_at >= interval}
+    totals = _totals(session, due) if due else {}
     taken = 0
     for experiment in running:
         before = last.get(experiment.experiment_id)
@@ -292,7 +308,7 @@ def _snapshots(session: Session, log_seq: int, now: datetime, interval: timedelt
         if (
             before is None
             or _is_edited(session, experiment, before)
-            or (now - before.created_at >= interval and _seen(before) != folded)
+            or (experiment.experiment_id in due and _seen(before) != folded)
         ):
             taken += _is_renewed(session, experiment, log_seq, now)
     return taken

@@ -58,7 +58,7 @@ def evidence(session: Session, experiment: ExperimentRow, *, now: datetime, poli
     table = _Table(session, experiment.experiment_id, in_play, now)
     if policy.learns_from is ValueStatistics:
         return table.values()
-    if policy.context == "segment" and table.names and (experiment.settings or {}).get("segment_by"):
+    if _tells_segments_apart(experiment, policy, table):
         return table.segments()
     return table.counts()
 
@@ -69,11 +69,17 @@ def policy_under_drift(
     """The policy with its half-life shortened to what an arm's changed rate asks for, and what to say of it.
 
     `training.drift` looks at each arm's residuals, wave by wave. A policy that cannot discount stays as it is, and so
-    does one with fewer than 20 waves.
+    does one with fewer than 20 waves. Where it tells segments apart, they are looked at apart: it shows each of them
+    other arms, so that a change of who comes would pass for one of an arm's rate. For a policy that sees vectors there
+    are no such groups, and no drift is looked for.
     """
     delay = getattr(policy, "delay", None)
-    counts = statistics(session, experiment.experiment_id, now=now)
-    if not isinstance(delay, DelayCdf) or counts.trials.shape[1] < LEAST_WAVES:
+    if policy.context == "vector" or not isinstance(delay, DelayCdf):
+        return policy, ""
+    arms = [arm.arm_id for arm in _arms(session, experiment.experiment_id)]
+    table = _Table(session, experiment.experiment_id, arms, now)
+    counts = table.segments() if _tells_segments_apart(experiment, policy, table) else table.counts()
+    if counts.trials.shape[-1] < LEAST_WAVES:
         return policy, ""
     alarms = drift_alarms(counts, delay=delay)
     parameters = policy.parameters()
@@ -84,6 +90,10 @@ def policy_under_drift(
     changed = ", ".join(alarm.arm for alarm in alarms if alarm.changed_at is not None)
     shortened = policy_from_parameters(parameters | {"half_life_days": half_life_days})
     return shortened, f"; half-life {half_life_days:.3g} days: the rate of {changed} changed"
+
+
+def _tells_segments_apart(experiment: ExperimentRow, policy: Policy, table: _Table) -> bool:
+    return policy.context == "segment" and bool(table.names) and bool((experiment.settings or {}).get("segment_by"))
 
 
 def policy_of_kept_arms(session: Session, experiment: ExperimentRow, policy: Policy) -> Policy:

@@ -21,6 +21,9 @@ def upgrade() -> None:
     op.add_column("decision", sa.Column("context", sa.LargeBinary(), nullable=True))
     op.add_column("decision", sa.Column("is_holdout", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("decision", sa.Column("repeats", sa.String(length=40), nullable=True))
+    op.create_index("ix_decision_contact", "decision", ["contact_key"], unique=False)
+    op.drop_index("ix_snapshot_experiment_id", table_name="snapshot")
+    op.create_index("ix_snapshot_newest", "snapshot", ["experiment_id", "snapshot_no"], unique=False)
     op.add_column("reward", sa.Column("reversed_at", sa.BigInteger(), nullable=True))
     op.create_table(
         "credit",
@@ -89,6 +92,9 @@ def downgrade() -> None:
     op.drop_index("ix_credit_decision_id", table_name="credit")
     op.drop_table("credit")
     op.drop_column("reward", "reversed_at")
+    op.drop_index("ix_snapshot_newest", table_name="snapshot")
+    op.create_index("ix_snapshot_experiment_id", "snapshot", ["experiment_id"], unique=False)
+    op.drop_index("ix_decision_contact", table_name="decision")
     for column in ("repeats", "is_holdout", "context", "segment"):
         op.drop_column("decision", column)
     op.drop_column("snapshot", "ensemble")

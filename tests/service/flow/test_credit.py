@@ -9,10 +9,11 @@ from sqlalchemy import select, update
 from features.contacts import update_traits
 from features.events import NewEvent, append
 from features.tables import to_micros
-from service.flow.decide import open_experiment, replay
+from service.flow.decide import open_experiment, policy_of, replay
 from service.flow.reward import evidence, learn, rebuild, statistics
+from service.flow.reward.evidence import policy_under_drift
 from service.tables import ArmRow, DecisionRow, ExperimentRow, LearnerCellRow, SendRow, SnapshotRow
-from tests.service.flow.shown import assert_same, new_experiment, order, reward, show, state
+from tests.service.flow.shown import ARMS, assert_same, new_experiment, order, reward, show, state
 
 HOUR = timedelta(hours=1)
 
@@ -388,3 +389,33 @@ def test_a_refund_in_another_currency_leaves_the_order_as_it_stands(database, ad
         learn(session, now=now + 4 * HOUR)
 
         assert (value_of(session, row), value_of(session, row, "conversion")) == (0, 0)
+
+
+def test_where_segments_are_told_apart_a_change_of_who_comes_is_no_drift(database, now):
+    """Rates stay in each segment, and who comes changes: counts added up over the segments would drift."""
+    with database.writing() as session:
+        experiment_id = opened(session, now, arms=ARMS[:2], segment_by={"trait": "country", "values": ["DE"]})
+        first = to_micros(now) // 3_600_000_000 - 96
+        for wave in range(96):
+            eager = wave >= 48
+            for arm, segment in (("a", "DE"), ("a", "other"), ("b", "DE"), ("b", "other")):
+                trials = 180 if eager == ((arm, segment) in (("a", "DE"), ("b", "other"))) else 20
+                session.add(
+                    LearnerCellRow(
+                        experiment_id=experiment_id, arm_id=arm, wave=first + wave, segment=segment, trials=trials,
+                        successes=trials * (4 if segment == "DE" else 1) // 10,
+                        sum_shown_at=trials * (first + wave) * 3600,
+                    )
+                )  # fmt: skip
+        session.flush()
+        experiment = session.get_one(ExperimentRow, experiment_id)
+        policy = policy_of(experiment)
+        pooled, _ = policy_under_drift(session, replaced(experiment, segment_by=None), policy, now=now)
+        apart, note = policy_under_drift(session, replaced(experiment, segment_by={"trait": "c"}), policy, now=now)
+
+        assert pooled.parameters() != policy.parameters()
+        assert (apart.parameters(), note) == (policy.parameters(), "")
+
+
+def replaced(experiment: ExperimentRow, **settings) -> ExperimentRow:
+    return ExperimentRow(experiment_id=experiment.experiment_id, settings={**experiment.settings, **settings})
