@@ -132,7 +132,12 @@ def _mlflow_serving(model_folder: Path, scratch: Path) -> Iterator[httpx.Client]
                 sys.executable, "-m", "mlflow", "models", "serve", "-m", str(path), "--env-manager", "local",
                 "--port", str(port), "--workers", "1",
             ],
-            env={**os.environ, "PYTHONPATH": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'rival.db'}"},
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # it starts uvicorn by name
+                "PYTHONPATH": str(root),
+                "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'rival.db'}",
+            },
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -144,10 +149,13 @@ def _mlflow_serving(model_folder: Path, scratch: Path) -> Iterator[httpx.Client]
                         client.get("/ping").raise_for_status()
                         break
                     except httpx.TransportError:
+                        if server.poll() is not None:
+                            raise RuntimeError((scratch / "mlflow.log").read_text()[-2000:]) from None
                         time.sleep(0.5)
                 yield client
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait()
 
 
