@@ -13,11 +13,14 @@ import numpy as np
 from sqlalchemy import BigInteger, String, cast, func, select, type_coerce
 from sqlalchemy.orm import Session
 
+from features.events import HOUR_MICROS
 from features.tables import current, to_micros
 from service.errors import Invalid, NotFound
+from service.experiments import find_experiment
+from service.experiments.evidence import SAME_PROPENSITY
 from service.flow.decide import allocation_of
-from service.flow.reward import CURSOR
-from service.tables import ArmRow, CursorRow, DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
+from service.flow.reward import CURSOR, arms_of
+from service.tables import CursorRow, DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
 from training.off_policy import (
     Estimate,
     Evaluation,
@@ -31,13 +34,10 @@ from training.off_policy import (
 from training.policies import Allocation, masked
 from training.reward_models import RewardModel, fit_outcomes
 
-HOUR_MICROS = 3_600_000_000
 #: Rows fetched at a time.
 PAGE = 50_000
 #: Snapshots held in memory at a time; one may hold an ensemble of posterior draws.
 SNAPSHOTS = 200
-#: Propensities that lie nearer than this are the same.
-SAME_PROPENSITY = 1e-9
 #: The estimator that totals are told by: unbiased whatever the model.
 MAIN = "dr"
 POLICIES = ("uniform", "logged", "best_arm")
@@ -87,14 +87,10 @@ def logged_decisions(
     Invalid
         If the period is empty.
     """
-    experiment = session.get(ExperimentRow, experiment_id)
-    if experiment is None:
-        raise NotFound(f"there is no experiment {experiment_id[:60]!r}; GET /v1/experiments lists them")
+    experiment = find_experiment(session, experiment_id)
     if since is not None and until is not None and not since < until:
         raise Invalid(f"since {since.isoformat()} is not before until {until.isoformat()}; widen the period")
-    arms = tuple(
-        session.scalars(select(ArmRow.arm_id).where(ArmRow.experiment_id == experiment_id).order_by(ArmRow.position))
-    )
+    arms = tuple(arm.arm_id for arm in arms_of(session, experiment_id))
     position = {arm: k for k, arm in enumerate(arms)}
     window, until_known = int(experiment.reward_window_hours * HOUR_MICROS), to_micros(now)
     kept: list[Any] = []

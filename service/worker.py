@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from features.lake import Lake
@@ -18,7 +18,7 @@ from service.clock import Clock
 from service.database import Database
 from service.experiments import harmful_arms, pause_harmful
 from service.flow.decide import decide
-from service.flow.deliver import Receipts, claim, deliver, recover
+from service.flow.deliver import Receipts, claim, deliver, may_leave, recover
 from service.flow.render import gather, render
 from service.flow.reward import learn
 from service.hits import settle
@@ -26,7 +26,7 @@ from service.job_runner import JobRunner
 from service.links import LinkBook
 from service.providers.base import provider_from_url
 from service.settings import Settings
-from service.tables import CampaignRow, SendRow
+from service.tables import SendRow
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +132,12 @@ class Worker:
         """
         rate = self.settings.send_rate_per_minute
         minutes = max(DECIDED_MINUTES, (now - self._counted_at) / timedelta(minutes=1))
-        halted = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
         waiting = session.scalar(
             select(func.count()).where(
                 SendRow.state == "planned",
                 SendRow.due_at < now + DECIDE_AHEAD,
                 SendRow.decided_at.is_not(None),
-                or_(SendRow.campaign_id.is_(None), SendRow.campaign_id.not_in(halted)),
+                may_leave(),
             )
         )
         return min(DECIDED_AT_ONCE, max(0, int(rate * minutes) - int(waiting or 0)))

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.events import HOUR_MICROS
 from training.off_policy import LoggedDecisions
 from training.policies import ArmStatistics, CountPolicy, mix_floor
 from training.policies.statistics import FloatArray, IntArray
-
-HOUR_MICROS = 3_600_000_000
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from features.events import HOUR_MICROS
 from training.off_policy import LoggedDecisions
 from training.policies.base import Allocation, Policy, masked
 from training.policies.statistics import (
@@ -18,7 +19,6 @@ from training.policies.statistics import (
     ValueStatistics,
 )
 
-HOUR_MICROS = 3_600_000_000
 #: Below this many kept decisions no value is given.
 MIN_ACCEPTED = 100
 

@@ -9,8 +9,8 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.experiments.lifecycle import arms_of, newest_snapshot
-from service.flow.reward import statistics
+from service.experiments.lifecycle import newest_snapshot
+from service.flow.reward import arms_of, statistics
 from service.flow.reward.fold import took_effect
 from service.tables import DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
 

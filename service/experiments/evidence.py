@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Float, Select, Text, and_, case, cast, func, null, or_, select, type_coerce
 from sqlalchemy.orm import Session
 
-from features.tables import UtcMicros
+from service.flow.reward.fold import shown_at, took_effect
 from service.tables import DecisionRow, ExperimentRow, RewardRow, SendRow, SnapshotRow
 from training.batches import InverseSums
 from training.policies.base import masked
@@ -135,7 +135,7 @@ def read_evidence(session: Session, experiment: ExperimentRow, arms: tuple[str, 
         select(func.count())
         .select_from(DecisionRow)
         .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
-        .where(_shown(experiment), _shown_at() > now - _window(experiment))
+        .where(_shown(experiment), shown_at() > now - _window(experiment))
     )
     return Evidence(
         arms=arms,
@@ -193,7 +193,7 @@ def read_holdout(session: Session, experiment: ExperimentRow, *, now: datetime) 
         .where(
             DecisionRow.experiment_id == experiment.experiment_id,
             or_(DecisionRow.send_id.is_(None), SendRow.state.in_(states)),
-            _shown_at() <= now - _window(experiment),
+            shown_at() <= now - _window(experiment),
         )
         .group_by(*(() if by_person else (draw,)), side, DecisionRow.contact_key)
         .subquery()
@@ -216,7 +216,7 @@ def read_holdout(session: Session, experiment: ExperimentRow, *, now: datetime) 
 def _by_batch(experiment: ExperimentRow, unit: str, now: datetime) -> Select[Any]:
     eligible = cast(DecisionRow.eligible, Text).label("eligible")
     key = (DecisionRow.snapshot_id, DecisionRow.wave, eligible, DecisionRow.segment, DecisionRow.arm_id)
-    matured = _shown_at() <= now - _window(experiment)
+    matured = shown_at() <= now - _window(experiment)
     joined: Select[*tuple[Any, ...]] = (
         select(*key, DecisionRow.propensity.label("p"), _reward(experiment).label("r"))
         .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)
@@ -263,12 +263,8 @@ def _shown(experiment: ExperimentRow) -> ColumnElement[bool]:
     return and_(
         DecisionRow.experiment_id == experiment.experiment_id,
         DecisionRow.is_holdout.is_(False),
-        or_(DecisionRow.send_id.is_(None), SendRow.state == "accepted"),
+        took_effect(),
     )
-
-
-def _shown_at() -> ColumnElement[datetime]:
-    return type_coerce(func.coalesce(SendRow.finished_at, DecisionRow.decided_at), UtcMicros)
 
 
 def _window(experiment: ExperimentRow) -> timedelta:

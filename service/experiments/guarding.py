@@ -10,20 +10,21 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import case, func, select, type_coerce
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
-from features.tables import UtcMicros, from_micros, to_micros
+from features.events import HOUR_MICROS
+from features.tables import from_micros, to_micros
 from service.experiments.evidence import SEES_VECTORS
-from service.experiments.lifecycle import arms_of, find_experiment, guardrails_of, pause_arm
-from service.flow.reward.fold import HARMS, took_effect
+from service.experiments.lifecycle import find_experiment, guardrails_of, pause_arm
+from service.flow.reward import arms_of
+from service.flow.reward.fold import HARMS, shown_at, took_effect
 from service.tables import ArmRow, DecisionRow, ExperimentRow, LearnerCellRow, RewardRow, SendRow
 from training.guardrails import Judgement, judge_guardrails
 from training.policies.statistics import IntArray
 
 log = logging.getLogger(__name__)
 
-HOUR_MICROS = 3_600_000_000
 WHO = "guardrail"
 
 
@@ -156,7 +157,6 @@ def _harms_shown_from(
     session: Session, experiment_id: str, arms: Sequence[str], since: datetime
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Mails, unsubscribes and complaints of shape (n_arms, n_strata) of what was shown from ``since`` on."""
-    shown_at = type_coerce(func.coalesce(SendRow.finished_at, DecisionRow.decided_at), UtcMicros)
     segment = func.coalesce(DecisionRow.segment, "").label("segment")
     harms = [func.coalesce(func.sum(case((RewardRow.kind == kind, 1), else_=0)), 0) for kind in HARMS]
     rows = session.execute(
@@ -167,7 +167,7 @@ def _harms_shown_from(
             DecisionRow.experiment_id == experiment_id,
             DecisionRow.is_holdout.is_(False),
             took_effect(),
-            shown_at >= since,
+            shown_at() >= since,
         )
         .group_by(DecisionRow.arm_id, DecisionRow.wave, segment)
     ).all()

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service.errors import Conflict, Invalid, NotFound
 from service.flow.decide import Arm, check_features, withdraw
 from service.flow.decide.experiment import LEAST_FLOOR
-from service.flow.reward import arms_in_play, renew_snapshot
+from service.flow.reward import arms_in_play, arms_of, renew_snapshot
 from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
 
 #: What may change while an experiment runs: nothing that would give its earlier decisions another meaning.
@@ -40,12 +40,6 @@ def find_experiment(session: Session, experiment_id: str, *, for_update: bool = 
     if experiment is None:
         raise NotFound(f"there is no experiment {experiment_id[:60]!r}; GET /v1/experiments lists them")
     return experiment
-
-
-def arms_of(session: Session, experiment_id: str) -> list[ArmRow]:
-    """Arms in the order in which pmfs list them."""
-    query = select(ArmRow).where(ArmRow.experiment_id == experiment_id).order_by(ArmRow.position)
-    return list(session.scalars(query))
 
 
 def history_of(experiment: ExperimentRow) -> list[dict[str, Any]]:

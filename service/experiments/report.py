@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
+from features.events import HOUR_MICROS
 from features.tables import from_micros
 from service.experiments.counts import counted, wilson
 from service.experiments.evidence import Evidence, read_evidence, read_holdout
 from service.experiments.guarding import judged_arms
-from service.experiments.lifecycle import arms_of, find_experiment
+from service.experiments.lifecycle import find_experiment
 from service.experiments.planning import control_of, plan_of
+from service.flow.reward import arms_of
 from service.tables import ExperimentRow
 from training.batches import Batches
 from training.decision_aids import decision_aid, posterior_draws, shrunk_means
@@ -34,7 +36,6 @@ from training.inference import (
 )
 from training.sample_ratio import sample_ratio
 
-HOUR_MICROS = 3_600_000_000
 #: Looks that a report shows of each sequence over time, the last among them.
 SHOWN_LOOKS = 200
 #: Rewards that somebody can bring without having got the mail: only they compare with a holdout.

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.experiments.lifecycle import arms_of, find_experiment, guardrails_of, history_of
+from service.experiments.lifecycle import find_experiment, guardrails_of, history_of
+from service.flow.reward import arms_of
 from service.tables import ArmRow, ExperimentRow
 
 #: Settings that are shown under their own name where they were given.

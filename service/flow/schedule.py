@@ -12,6 +12,7 @@ import numpy as np
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
+from features.events import DAY_MICROS, HOUR_MICROS
 from features.tables import ContactRow, allocate, from_micros, to_micros
 from service.errors import Conflict, Invalid
 from service.flow.predict import Hours
@@ -19,8 +20,6 @@ from service.suppression import mailable
 from service.tables import SendRow
 from training.policies.base import hashed_draws
 
-HOUR_MICROS = 3_600_000_000
-DAY_MICROS = 24 * HOUR_MICROS
 CAP_WINDOW_DAYS = 7
 
 #: States that count against the frequency cap (ARCHITECTURE section 9).

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
+from features.events import HOUR_MICROS
 from features.online import VectorCache
 from features.tables import to_micros
 from service.errors import Conflict, Invalid, NotFound
@@ -59,7 +60,6 @@ __all__ = [
     "withdraw",
 ]
 
-HOUR_MICROS = 3_600_000_000
 _PARALLEL = (
     "decision_id", "experiment_id", "contact_key", "arm_id", "propensity", "snapshot_id", "is_holdout", "wave",
     "segment",

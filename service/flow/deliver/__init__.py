@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from service.clock import Clock
 from service.database import Database, database_now
-from service.flow.deliver.claiming import Claim, Claimed, claim
+from service.flow.deliver.claiming import Claim, Claimed, claim, may_leave
 from service.flow.deliver.ledger import BACK_OFF, Ledger, Receipts
 from service.flow.deliver.recovery import Recovered, recover
 from service.flow.render import Email, RenderFailure
@@ -29,6 +29,7 @@ __all__ = [
     "claim",
     "database_now",
     "deliver",
+    "may_leave",
     "recover",
 ]
 

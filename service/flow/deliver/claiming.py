@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
@@ -70,7 +70,6 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
         .where(SendRow.state == "planned", SendRow.due_at <= now, SendRow.campaign_id.in_(cancelled))
         .values(state="cancelled", reason="campaign cancelled", finished_at=now)
     )
-    halted = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
     due = session.execute(
         select(
             SendRow.send_id,
@@ -94,7 +93,7 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
             SendRow.state == "planned",
             SendRow.due_at <= now,
             or_(SendRow.decided_at.is_not(None), SendRow.not_after < now),
-            or_(SendRow.campaign_id.is_(None), SendRow.campaign_id.not_in(halted)),
+            may_leave(),
         )
         .order_by(SendRow.due_at, SendRow.send_id)
         .limit(limit)
@@ -127,6 +126,12 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
         for send in free
     )
     return Claim(sends=claimed, expired=len(late), suppressed=len(barred))
+
+
+def may_leave() -> ColumnElement[bool]:
+    """Sends of no campaign, or of one that is neither paused nor cancelled."""
+    halted = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
+    return or_(SendRow.campaign_id.is_(None), SendRow.campaign_id.not_in(halted))
 
 
 def barred_sends(session: Session, sends: Iterable[Any], pepper: str) -> dict[int, str]:

@@ -33,7 +33,14 @@ from sqlalchemy.orm import Session, aliased, defer
 from features.events import LoggedEvent, iterate_after
 from features.tables import current
 from service.flow.decide import policy_of, take_snapshot
-from service.flow.reward.evidence import arms_in_play, evidence, policy_of_kept_arms, policy_under_drift, statistics
+from service.flow.reward.evidence import (
+    arms_in_play,
+    arms_of,
+    evidence,
+    policy_of_kept_arms,
+    policy_under_drift,
+    statistics,
+)
 from service.flow.reward.fold import (
     CHUNK,
     LEARNED_KINDS,
@@ -45,6 +52,7 @@ from service.flow.reward.fold import (
     add_matrices,
     chunks,
     decoded,
+    shown_at,
     took_effect,
 )
 from service.tables import (
@@ -66,6 +74,7 @@ __all__ = [
     "SNAPSHOT_INTERVAL",
     "Learned",
     "arms_in_play",
+    "arms_of",
     "evidence",
     "forget_contexts",
     "learn",
@@ -206,11 +215,11 @@ def renew_snapshot(
 def _taught(session: Session, which: ColumnElement[bool]) -> dict[Cell, Sums]:
     """What decisions that were shown add to the cells, from the decisions, sends and rewards themselves."""
     value = func.coalesce(RewardRow.value, 0.0)
-    shown_at = type_coerce(func.coalesce(SendRow.finished_at, DecisionRow.decided_at), BigInteger)
+    seconds = type_coerce(shown_at(), BigInteger) // 1_000_000
     cell = (DecisionRow.experiment_id, DecisionRow.arm_id, DecisionRow.wave, func.coalesce(DecisionRow.segment, ""))
     shown = which & took_effect() & DecisionRow.is_holdout.is_(False)
     earned = (
-        select(*cell, func.count(), func.sum(shown_at // 1_000_000), func.sum(case((value > 0, 1), else_=0)),
+        select(*cell, func.count(), func.sum(seconds), func.sum(case((value > 0, 1), else_=0)),
                func.sum(value), func.sum(value * value))
         .join(ExperimentRow, ExperimentRow.experiment_id == DecisionRow.experiment_id)
         .outerjoin(SendRow, SendRow.send_id == DecisionRow.send_id)

@@ -37,7 +37,7 @@ LEAST_CONTACTS, MOST_CONTACTS = 30, 20_000
 
 def statistics(session: Session, experiment_id: str, *, now: datetime) -> ArmStatistics:
     """The folded counts of an experiment: all arms in their order, waves ascending, segments together."""
-    arms = [arm.arm_id for arm in _arms(session, experiment_id)]
+    arms = [arm.arm_id for arm in arms_of(session, experiment_id)]
     return _Table(session, experiment_id, arms, now).counts()
 
 
@@ -52,7 +52,7 @@ def evidence(session: Session, experiment: ExperimentRow, *, now: datetime, poli
     in_play = arms_in_play(session, experiment.experiment_id)
     policy = policy or policy_of(experiment, in_play)
     if policy.learns_from is LinearStatistics:
-        rows = _arms(session, experiment.experiment_id)
+        rows = arms_of(session, experiment.experiment_id)
         table = _Table(session, experiment.experiment_id, [arm.arm_id for arm in rows], now)
         return table.linear(_arm_features(rows))
     table = _Table(session, experiment.experiment_id, in_play, now)
@@ -76,7 +76,7 @@ def policy_under_drift(
     delay = getattr(policy, "delay", None)
     if policy.context == "vector" or not isinstance(delay, DelayCdf):
         return policy, ""
-    arms = [arm.arm_id for arm in _arms(session, experiment.experiment_id)]
+    arms = [arm.arm_id for arm in arms_of(session, experiment.experiment_id)]
     table = _Table(session, experiment.experiment_id, arms, now)
     counts = table.segments() if _tells_segments_apart(experiment, policy, table) else table.counts()
     if counts.trials.shape[-1] < LEAST_WAVES:
@@ -131,12 +131,13 @@ def arms_in_play(session: Session, experiment_id: str) -> tuple[str, ...]:
 
     Paused ones are among them: they are left out of each draw, and may come back at once.
     """
-    rows = _arms(session, experiment_id)
+    rows = arms_of(session, experiment_id)
     kept = [arm.arm_id for arm in rows if arm.status != "retired"]
     return tuple(kept if len(kept) >= 2 else [arm.arm_id for arm in rows])
 
 
-def _arms(session: Session, experiment_id: str) -> Sequence[ArmRow]:
+def arms_of(session: Session, experiment_id: str) -> Sequence[ArmRow]:
+    """Arms in the order in which pmfs list them."""
     query = select(ArmRow).where(ArmRow.experiment_id == experiment_id)
     return session.scalars(query.order_by(ArmRow.position, ArmRow.arm_id)).all()
 

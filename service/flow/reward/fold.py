@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import ColumnElement, delete, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, tuple_, type_coerce, update
 from sqlalchemy.orm import Session
 
-from features.events import LoggedEvent, read_of_contacts
-from features.tables import from_micros, to_micros
+from features.events import HOUR_MICROS, LoggedEvent, read_of_contacts
+from features.tables import UtcMicros, from_micros, to_micros
 from features.vocabulary import (
     ARM_SHOWN,
     EMAIL_CLICKED,
@@ -351,7 +352,7 @@ class Fold:
                     wave=row.wave,
                     segment=row.segment or "",
                     reward=row.reward,
-                    window_micros=int(row.reward_window_hours * 3_600_000_000),
+                    window_micros=int(row.reward_window_hours * HOUR_MICROS),
                     send_id=row.send_id,
                     shown_at=to_micros(row.finished_at or row.decided_at),
                     contact_key=row.contact_key,
@@ -410,6 +411,11 @@ class _Candidate:
 def took_effect() -> ColumnElement[bool]:
     """A decision taken through the API was shown at once, one for a mail when the mail left."""
     return or_(DecisionRow.send_id.is_(None), SendRow.state == "accepted")
+
+
+def shown_at() -> ColumnElement[datetime]:
+    """When that was: of a mail, when it left."""
+    return type_coerce(func.coalesce(SendRow.finished_at, DecisionRow.decided_at), UtcMicros)
 
 
 def decoded(context: bytes) -> np.ndarray:
