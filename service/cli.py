@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.commands.shared import (
+    AsOf,
+    Json,
+    answer,
+    configure_logs,
+    date_of,
+    installation,
+    instant_of,
+    note,
+    open_lake,
+    outline,
+    plain,
+    progress,
+)
+
 if TYPE_CHECKING:
-    from features.lake import Lake
     from service.database import Database
-    from service.settings import Settings
 
 # Heavy imports stand inside the commands: `kairos --help` answers at once.
 
@@ -45,12 +57,6 @@ experiments = _group("experiments", "Experiments: what they asked and what they 
 keys = _group("keys", "API keys.")
 database_group = _group("db", "The database.")
 simulate = _group("simulate", "The simulator on its own: worlds whose truth is known.")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-AsOf = Annotated[
-    str | None,
-    typer.Option("--as-of", help="Instant (RFC 3339), or a date: the end of that day in the installation's zone."),
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,7 +111,7 @@ def demo(
     from service.demo import DemoOptions, run_demo, summarise
     from service.settings import Settings
 
-    _logs("WARNING")
+    configure_logs("WARNING")
     if orders is not None and not orders.is_file():
         from service.errors import NotFound
 
@@ -119,11 +125,11 @@ def demo(
         timezone=timezone or Settings().timezone,
         hour_effect=hour_effect,
     )
-    report = run_demo(options, _note)
-    _answer(report, as_json, summarise)
+    report = run_demo(options, note)
+    answer(report, as_json, summarise)
     if not as_json:
         start = "make serve" if home == Path("var/demo") else f"KAIROS_HOME={home} kairos serve"
-        _note(f"Look around: {start}, then http://127.0.0.1:8000/docs")
+        note(f"Look around: {start}, then http://127.0.0.1:8000/docs")
 
 
 @app.command()
@@ -145,7 +151,7 @@ def serve(
     from service.clock import SystemClock
     from service.worker import run
 
-    with _installation(lasting=True) as (settings, database):
+    with installation(lasting=True) as (settings, database):
         stop = threading.Event()
         # uvicorn passes the signal on once it has closed: without a handler that would end us before the worker has.
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -154,11 +160,11 @@ def serve(
             thread = threading.Thread(
                 target=run,
                 args=(database, settings, SystemClock(), stop),
-                kwargs={"lake": _lake(settings)},
+                kwargs={"lake": open_lake(settings)},
                 name="worker",
             )
             thread.start()
-        _note(f"Kairos answers at http://{host}:{port} (API: /docs), its home is {settings.home}")
+        note(f"Kairos answers at http://{host}:{port} (API: /docs), its home is {settings.home}")
         common: dict[str, Any] = {"host": host, "port": port, "log_config": None, "access_log": False}
         try:
             if processes == 1:
@@ -192,9 +198,11 @@ def work(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _installation(lasting=True) as (settings, database):
-        rounds = run(database, settings, SystemClock(), stop, lake=_lake(settings), once=once, until_idle=until_idle)
-    _answer({"rounds": rounds}, as_json, lambda report: f"{report['rounds']} rounds done")
+    with installation(lasting=True) as (settings, database):
+        rounds = run(
+            database, settings, SystemClock(), stop, lake=open_lake(settings), once=once, until_idle=until_idle
+        )
+    answer({"rounds": rounds}, as_json, lambda report: f"{report['rounds']} rounds done")
 
 
 # ---------------------------------------------------------------------------------------------------------- history
@@ -224,7 +232,7 @@ def import_orders_command(
         if not equals:
             raise typer.BadParameter(f"{pair!r} is no FIELD=COLUMN", param_hint="--map")
         mapping[field] = column
-    with _installation() as (settings, database), _progress("events") as step:
+    with installation() as (settings, database), progress("events") as step:
         report = import_orders(
             database,
             file,
@@ -236,7 +244,7 @@ def import_orders_command(
             rejects_folder=settings.home / "rejected",
             progress=step,
         )
-    _answer(_plain(report), as_json, lambda shown: _import_lines(shown, dry_run))
+    answer(plain(report), as_json, lambda shown: _import_lines(shown, dry_run))
 
 
 def _import_lines(report: dict[str, Any], dry_run: bool) -> str:
@@ -269,14 +277,14 @@ def erase_contacts_command(
     from service.erase import erase_contacts
     from service.erase_files import finish_erasures
 
-    with _installation() as (settings, database):
+    with installation() as (settings, database):
         erased = erase_contacts(database, settings, user_ids, now=datetime.now(UTC))
         try:
-            files = finish_erasures(database, _lake(settings), settings, now=datetime.now(UTC))
-            told = _plain(files) | {"error": None}
+            files = finish_erasures(database, open_lake(settings), settings, now=datetime.now(UTC))
+            told = plain(files) | {"error": None}
         except Exception as error:  # the contacts are erased all the same: to say only what failed would hide that
             told = {"finished": 0, "waiting": erased.contacts, "waits_for": None, "error": str(error)}
-    _answer(_plain(erased) | {"files": told}, as_json, _erasure_lines)
+    answer(plain(erased) | {"files": told}, as_json, _erasure_lines)
 
 
 def _erasure_lines(report: dict[str, Any]) -> str:
@@ -315,7 +323,7 @@ def list_features(as_json: Json = False) -> None:
             {"name": views.name, "version": views.version, "features": views.describe()} for views in VIEW_SETS.values()
         ]
     }
-    _answer(report, as_json, _listed_features)
+    answer(report, as_json, _listed_features)
 
 
 def _listed_features(report: dict[str, Any]) -> str:
@@ -339,9 +347,9 @@ def sync_lake(as_json: Json = False) -> None:
 
     Example: kairos features sync
     """
-    with _installation() as (settings, database), database.reading() as session:
-        report = _plain(_lake(settings).sync(session))
-    _answer(report, as_json, lambda shown: f"{shown['rows']:,} events brought over, up to {shown['watermark']:,}")
+    with installation() as (settings, database), database.reading() as session:
+        report = plain(open_lake(settings).sync(session))
+    answer(report, as_json, lambda shown: f"{shown['rows']:,} events brought over, up to {shown['watermark']:,}")
 
 
 @features.command("rebuild")
@@ -350,9 +358,9 @@ def rebuild_lake(as_json: Json = False) -> None:
 
     Example: kairos features rebuild
     """
-    with _installation() as (settings, database), database.reading() as session:
-        report = _plain(_lake(settings).rebuild(session))
-    _answer(report, as_json, lambda shown: f"{shown['rows']:,} events, up to {shown['watermark']:,}")
+    with installation() as (settings, database), database.reading() as session:
+        report = plain(open_lake(settings).rebuild(session))
+    answer(report, as_json, lambda shown: f"{shown['rows']:,} events, up to {shown['watermark']:,}")
 
 
 @features.command("verify")
@@ -363,9 +371,9 @@ def verify_lake(as_json: Json = False) -> None:
     """
     from service.erase import awaiting_files
 
-    with _installation() as (settings, database), database.reading() as session:
-        report = _plain(_lake(settings).verify(session, awaiting_files))
-    _answer(report, as_json, _verify_lines)
+    with installation() as (settings, database), database.reading() as session:
+        report = plain(open_lake(settings).verify(session, awaiting_files))
+    answer(report, as_json, _verify_lines)
     if not report["equal"]:
         raise typer.Exit(1)
 
@@ -390,9 +398,9 @@ def check_features_command(as_json: Json = False) -> None:
     """
     from service.feature_checks import check_features
 
-    with _installation() as (settings, database):
-        report = check_features(database, _lake(settings), now=datetime.now(UTC))
-    _answer(report, as_json, _check_lines)
+    with installation() as (settings, database):
+        report = check_features(database, open_lake(settings), now=datetime.now(UTC))
+    answer(report, as_json, _check_lines)
     if not report["ok"]:
         raise typer.Exit(1)
 
@@ -435,8 +443,8 @@ def get_vector(
     from features.views import DEFAULT_VIEWS
     from service.errors import NotFound
 
-    with _installation() as (settings, database), database.reading() as session:
-        instant = _instant(as_of, settings)
+    with installation() as (settings, database), database.reading() as session:
+        instant = instant_of(as_of, settings)
         found = find(session, [contact])
         if contact not in found:
             raise NotFound(f"there is no contact {contact!r}")
@@ -450,7 +458,7 @@ def get_vector(
             for name, value in zip(DEFAULT_VIEWS.names, vector, strict=True)
         },
     }
-    _answer(
+    answer(
         report,
         as_json,
         lambda shown: "\n".join(
@@ -479,8 +487,8 @@ def write_vectors_command(
     if views not in VIEW_SETS:
         raise typer.BadParameter(f"there is no view set {views!r}; choose one of {', '.join(VIEW_SETS)}")
     chosen = VIEW_SETS[views]
-    with _installation() as (settings, database):
-        instant, lake = _instant(as_of, settings), _lake(settings)
+    with installation() as (settings, database):
+        instant, lake = instant_of(as_of, settings), open_lake(settings)
         with database.reading() as session:
             lake.sync(session)
         begin = time.perf_counter()
@@ -498,7 +506,7 @@ def write_vectors_command(
         "written": written,
         "seconds": round(time.perf_counter() - begin, 3),
     }
-    _answer(
+    answer(
         report,
         as_json,
         lambda shown: (
@@ -527,15 +535,15 @@ def train(
     """
     from service.jobs import MODELS, train_model
 
-    with _installation() as (settings, database):
+    with installation() as (settings, database):
         shipped, own = _outcome_names(database)
         wanted = [*MODELS, *own] if name == "all" else _model_names(name, [*MODELS, *shipped, *own])
-        instant, lake = _instant(as_of, settings), _lake(settings)
+        instant, lake = instant_of(as_of, settings), open_lake(settings)
         with database.reading() as session:
             lake.sync(session)
         report: dict[str, Any] = {"as_of": instant.isoformat(), "models": {}, "why": {}}
         for one in wanted:
-            _note(f"training {one}")
+            note(f"training {one}")
             try:
                 trained = train_model(
                     database,
@@ -552,8 +560,8 @@ def train(
                     raise
                 report["models"][one], report["why"][one] = None, str(error)
             else:
-                report["models"][one] = _plain(trained)
-    _answer(report, as_json, _trained_lines)
+                report["models"][one] = plain(trained)
+    answer(report, as_json, _trained_lines)
     if all(trained is None for trained in report["models"].values()):
         raise typer.Exit(1)
 
@@ -593,8 +601,8 @@ def score(
     serving = Serving()
     scored: dict[str, Any] = {}
     frames = []
-    with _installation() as (settings, database):
-        instant, lake = _instant(as_of, settings), _lake(settings)
+    with installation() as (settings, database):
+        instant, lake = instant_of(as_of, settings), open_lake(settings)
         with database.reading() as session:
             lake.sync(session)
             refresh_serving(session, serving, now=datetime.now(UTC), wait=True)
@@ -605,7 +613,7 @@ def score(
                 if model != "all":
                     raise NotFound(f"no {name} model serves; run `kairos train {name}`")
                 continue
-            with _progress(name) as step:
+            with progress(name) as step:
                 done = 0
 
                 def count(rows: int, step: Callable[[int, int], None] = step) -> None:
@@ -624,7 +632,7 @@ def score(
         import pandas as pd
 
         pd.concat(frames, ignore_index=True).to_parquet(out, index=False)
-    _answer(
+    answer(
         report,
         as_json,
         lambda shown: "\n".join(
@@ -661,7 +669,7 @@ def list_models(as_json: Json = False) -> None:
     """
     from training import registry
 
-    with _installation() as (settings, database):
+    with installation() as (settings, database):
         serving = _serving_versions(database)
         versions = registry.list_models(tracking_uri=settings.tracking_uri)
     report = {
@@ -669,12 +677,12 @@ def list_models(as_json: Json = False) -> None:
             {
                 "name": name,
                 "serving_version": serving.get(name),
-                "versions": [_plain(version) for version in found],
+                "versions": [plain(version) for version in found],
             }
             for name, found in versions.items()
         ]
     }
-    _answer(report, as_json, _model_lines)
+    answer(report, as_json, _model_lines)
 
 
 def _model_lines(report: dict[str, Any]) -> str:
@@ -696,12 +704,12 @@ def show_model(name: Annotated[str, typer.Argument(help="Name of the model.")], 
     from service.errors import NotFound
     from training import registry
 
-    with _installation() as (settings, database):
+    with installation() as (settings, database):
         version = _serving_versions(database).get(name)
         if version is None:
             raise NotFound(f"no {name} model serves; run `kairos train {name}`")
-        report = _plain(registry.model_version(name, version, tracking_uri=settings.tracking_uri))
-    _answer(report, as_json, _outline)
+        report = plain(registry.model_version(name, version, tracking_uri=settings.tracking_uri))
+    answer(report, as_json, outline)
 
 
 @models.command("promote")
@@ -716,9 +724,9 @@ def promote_model_command(
     """
     from service.jobs import promote_model
 
-    with _installation() as (settings, database):
+    with installation() as (settings, database):
         promote_model(database, settings, name, version, now=datetime.now(UTC))
-    _answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves")
+    answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves")
 
 
 @models.command("rollback")
@@ -731,9 +739,9 @@ def rollback_model_command(
     """
     from service.jobs import rollback_model
 
-    with _installation() as (settings, database):
+    with installation() as (settings, database):
         version = rollback_model(database, settings, name, now=datetime.now(UTC))
-    _answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves again")
+    answer({"name": name, "version": version}, as_json, lambda _: f"{name} version {version} serves again")
 
 
 @models.command("quality")
@@ -748,14 +756,14 @@ def model_quality_command(
     """
     from service.model_quality import judge_due, quality
 
-    with _installation() as (settings, database):
-        lake = _lake(settings)
+    with installation() as (settings, database):
+        lake = open_lake(settings)
         with database.reading() as session:
             lake.sync(session)
         judge_due(database, lake, now=datetime.now(UTC))
         with database.reading() as session:
-            report = _plain(quality(session, name, limit=limit))
-    _answer(report, as_json, _quality_lines)
+            report = plain(quality(session, name, limit=limit))
+    answer(report, as_json, _quality_lines)
 
 
 def _quality_lines(report: dict[str, Any]) -> str:
@@ -794,13 +802,13 @@ def list_outcomes_command(as_json: Json = False) -> None:
     """
     from service.outcomes import list_outcomes, shown_outcomes
 
-    with _installation() as (settings, database):
-        lake, now = _lake(settings), datetime.now(UTC)
+    with installation() as (settings, database):
+        lake, now = open_lake(settings), datetime.now(UTC)
         with database.reading() as session:
             lake.sync(session)
             found = list_outcomes(session)
         report = {"outcomes": shown_outcomes(database, lake, found, now=now)}
-    _answer(report, as_json, lambda shown: "\n\n".join(map(_outcome_lines, shown["outcomes"])))
+    answer(report, as_json, lambda shown: "\n\n".join(map(_outcome_lines, shown["outcomes"])))
 
 
 @outcomes.command("declare")
@@ -820,15 +828,15 @@ def declare_outcome_command(
     if not file.is_file():
         raise NotFound(f"there is no file {file}; name a declaration in YAML or JSON")
     declaration = read(file.read_text(encoding="utf-8"))
-    with _installation() as (settings, database):
-        lake, now = _lake(settings), datetime.now(UTC)
+    with installation() as (settings, database):
+        lake, now = open_lake(settings), datetime.now(UTC)
         with database.writing() as session:
             created = declare(session, declaration, now=now, replace=replace)
         with database.reading() as session:
             lake.sync(session)
             found = find_outcome(session, declaration.name)
         report = shown_outcomes(database, lake, [found], now=now)[0]
-    _answer(report | {"created": created}, as_json, _outcome_lines)
+    answer(report | {"created": created}, as_json, _outcome_lines)
 
 
 def _outcome_lines(outcome: dict[str, Any]) -> str:
@@ -862,10 +870,10 @@ def list_experiments_command(as_json: Json = False) -> None:
     from service.experiments import shown_experiments
     from service.tables import ExperimentRow
 
-    with _installation() as (_, database), database.reading() as session:
+    with installation() as (_, database), database.reading() as session:
         rows = session.scalars(select(ExperimentRow).order_by(ExperimentRow.created_at.desc())).all()
-        report = {"experiments": _plain(shown_experiments(session, rows))}
-    _answer(report, as_json, lambda shown: "\n".join(map(_experiment_line, shown["experiments"])) or "none yet")
+        report = {"experiments": plain(shown_experiments(session, rows))}
+    answer(report, as_json, lambda shown: "\n".join(map(_experiment_line, shown["experiments"])) or "none yet")
 
 
 def _experiment_line(shown: dict[str, Any]) -> str:
@@ -881,10 +889,10 @@ def show_experiment_command(experiment_id: ExperimentId, as_json: Json = False) 
     """
     from service.experiments import find_experiment, planning, shown_experiment
 
-    with _installation() as (_, database), database.reading() as session:
-        report = _plain(shown_experiment(session, experiment_id))
+    with installation() as (_, database), database.reading() as session:
+        report = plain(shown_experiment(session, experiment_id))
         report["planning"] = planning(session, find_experiment(session, experiment_id))
-    _answer(report, as_json, _experiment_lines)
+    answer(report, as_json, _experiment_lines)
 
 
 def _experiment_lines(shown: dict[str, Any]) -> str:
@@ -907,12 +915,12 @@ def report_experiment_command(
     """
     from service.experiments import experiment_report, plot_report
 
-    with _installation() as (_, database), database.reading() as session:
+    with installation() as (_, database), database.reading() as session:
         report = experiment_report(session, experiment_id, now=datetime.now(UTC))
     if png is not None:
         png.write_bytes(plot_report(report))
-        _note(f"picture written to {png}")
-    _answer(_plain(report), as_json, _report_lines)
+        note(f"picture written to {png}")
+    answer(plain(report), as_json, _report_lines)
 
 
 def _report_lines(report: dict[str, Any]) -> str:
@@ -960,13 +968,13 @@ def _turn(name: str, says: str) -> None:
             "end": (doing.end_experiment, doing.retire_arm),
         }[name]
         told: dict[str, Any] = {"reason": reason, "who": "command line", "now": datetime.now(UTC)}
-        with _installation() as (_, database), database.writing() as session:
+        with installation() as (_, database), database.writing() as session:
             if arm is None:
                 turn_experiment(session, experiment_id, **told)
             else:
                 turn_arm(session, experiment_id, arm, **told)
-            report = _plain(doing.shown_experiment(session, experiment_id))
-        _answer(report, as_json, _experiment_line)
+            report = plain(doing.shown_experiment(session, experiment_id))
+        answer(report, as_json, _experiment_line)
 
     command.__doc__ = f"{says}\n\n    Example: kairos experiments {name} exp_1a2b3c --reason 'sale is over'\n    "
     experiments.command(name)(command)
@@ -999,17 +1007,17 @@ def evaluate_experiment_command(
     target = {kind: wanted for kind, wanted in given.items() if wanted is not None}
     if len(target) != 1:
         raise typer.BadParameter("name one target: --policy, --arm, --weights or --snapshot")
-    with _installation() as (settings, database), database.reading() as session:
+    with installation() as (settings, database), database.reading() as session:
         report = evaluate_experiment(
             session,
             experiment_id,
             target,
             now=datetime.now(UTC),
-            since=_instant(since, settings, "--since", end_of_day=False) if since else None,
-            until=_instant(until, settings, "--until") if until else None,
+            since=instant_of(since, settings, "--since", end_of_day=False) if since else None,
+            until=instant_of(until, settings, "--until") if until else None,
             force=force,
         )
-    _answer(report, as_json, _evaluation_lines)
+    answer(report, as_json, _evaluation_lines)
 
 
 def _weights(text: str) -> dict[str, float]:
@@ -1064,7 +1072,7 @@ def simulate_world(
     from features.tables import from_micros
     from training.simulation import World
 
-    world = World.generate(contacts, days, seed, start=datetime.combine(_date(start), time(), UTC))
+    world = World.generate(contacts, days, seed, start=datetime.combine(date_of(start), time(), UTC))
     history = world.history(world.end)
     if out is not None:
         with out.open("w", encoding="utf-8") as file:
@@ -1086,7 +1094,7 @@ def simulate_world(
         "end": world.end.isoformat(),
         "out": None if out is None else str(out),
     }
-    _answer(report, as_json, _outline)
+    answer(report, as_json, outline)
 
 
 @simulate.command("responses")
@@ -1103,10 +1111,10 @@ def simulate_responses_command(
     from training.worlds_report import responses_report
 
     report = responses_report(seeds, runs, seed=seed)
-    _answer(report, as_json, _figures)
+    answer(report, as_json, _figures)
     outside = [name for name, figure in report.items() if not figure["within"]]
     if outside:
-        _note(f"kairos: outside its bound: {', '.join(outside)}")
+        note(f"kairos: outside its bound: {', '.join(outside)}")
         raise typer.Exit(1)
 
 
@@ -1129,7 +1137,7 @@ def simulate_headlines_command(
 
         raise NotFound(f"there is no file {file}; name a .parquet file of the Upworthy Research Archive")
     report = headlines_report(read_headline_tests(file, tests, seed=seed), draws=draws, seed=seed)
-    _answer(report, as_json, _captured)
+    answer(report, as_json, _captured)
 
 
 def _captured(report: Mapping[str, Any]) -> str:
@@ -1166,10 +1174,10 @@ def simulate_reports_command(
     from training.inference_worlds import broken_bounds, reports_report
 
     report = reports_report(runs, seed=seed)
-    _answer(report, as_json, _outline)
+    answer(report, as_json, outline)
     broken = broken_bounds(report)
     for line in broken:
-        _note(f"kairos: {line}")
+        note(f"kairos: {line}")
     if broken:
         raise typer.Exit(1)
 
@@ -1189,10 +1197,10 @@ def create_key_command(
     """
     from service.keys import create_key
 
-    with _installation() as (_, database), database.writing() as session:
+    with installation() as (_, database), database.writing() as session:
         key_id, secret = create_key(session, name, scope, datetime.now(UTC))
     report = {"key_id": key_id, "name": name, "scopes": sorted(set(scope)), "secret": secret}
-    _answer(report, as_json, lambda shown: f"{shown['secret']}\n(key {key_id}; keep the secret, it is not shown again)")
+    answer(report, as_json, lambda shown: f"{shown['secret']}\n(key {key_id}; keep the secret, it is not shown again)")
 
 
 @keys.command("list")
@@ -1203,7 +1211,7 @@ def list_keys_command(as_json: Json = False) -> None:
     """
     from service.keys import list_keys
 
-    with _installation() as (_, database), database.reading() as session:
+    with installation() as (_, database), database.reading() as session:
         report = {
             "keys": [
                 {
@@ -1216,7 +1224,7 @@ def list_keys_command(as_json: Json = False) -> None:
                 for row in list_keys(session)
             ]
         }
-    _answer(
+    answer(
         report,
         as_json,
         lambda shown: (
@@ -1238,9 +1246,9 @@ def revoke_key_command(key_id: Annotated[str, typer.Argument(help="Id of the key
     """
     from service.keys import revoke_key
 
-    with _installation() as (_, database), database.writing() as session:
+    with installation() as (_, database), database.writing() as session:
         revoke_key(session, key_id, datetime.now(UTC))
-    _answer({"key_id": key_id, "revoked": True}, as_json, lambda _: f"key {key_id} is revoked")
+    answer({"key_id": key_id, "revoked": True}, as_json, lambda _: f"key {key_id} is revoked")
 
 
 @database_group.command("upgrade")
@@ -1254,14 +1262,14 @@ def upgrade_database(as_json: Json = False) -> None:
     from service.settings import Settings
 
     settings = Settings()
-    _logs(settings.log_level)
+    configure_logs(settings.log_level)
     database = Database(settings.database)
     try:
         database.upgrade()
-        report = _plain(check_database(database))
+        report = plain(check_database(database))
     finally:
         database.close()
-    _answer(report, as_json, lambda shown: str(shown["says"]))
+    answer(report, as_json, lambda shown: str(shown["says"]))
 
 
 @database_group.command("clock")
@@ -1281,7 +1289,7 @@ def log_clock(
     from features.tables import current, from_micros, to_micros
 
     now = datetime.now(UTC)
-    with _installation() as (_, database):
+    with installation() as (_, database):
         if set_back:
             with database.writing() as session:
                 set_clock_back(session, to_micros(now))
@@ -1289,7 +1297,7 @@ def log_clock(
             clock = current(session, "event_clock")
     received = from_micros(clock).isoformat() if clock else None
     report = {"log": received, "now": now.isoformat(), "seconds_ahead": max(0.0, (clock - to_micros(now)) / 1e6)}
-    _answer(
+    answer(
         report,
         as_json,
         lambda shown: (
@@ -1309,7 +1317,7 @@ def doctor(as_json: Json = False) -> None:
     from service.database import Database
     from service.settings import Settings
 
-    _logs("ERROR")
+    configure_logs("ERROR")
     settings = Settings()
     checks = [Check("settings", True, f"home {settings.home.resolve()}, zone {settings.timezone}, {settings.currency}")]
     database = Database(settings.database)
@@ -1317,8 +1325,8 @@ def doctor(as_json: Json = False) -> None:
         checks += [check_database(database), check_lake(settings), check_models(database), check_mail(settings)]
     finally:
         database.close()
-    report = {"ok": all(check.ok for check in checks), "checks": [_plain(check) for check in checks]}
-    _answer(
+    report = {"ok": all(check.ok for check in checks), "checks": [plain(check) for check in checks]}
+    answer(
         report,
         as_json,
         lambda shown: "\n".join(
@@ -1330,38 +1338,6 @@ def doctor(as_json: Json = False) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- shared
-
-
-@contextmanager
-def _installation(*, lasting: bool = False) -> Iterator[tuple[Settings, Database]]:
-    """Settings and an open database with this version's tables; a fresh one gets them."""
-    from service.checks import check_database, is_fresh
-    from service.database import Database
-    from service.errors import Unavailable
-    from service.settings import Settings
-
-    settings = Settings()
-    # A command that ends says what it did by itself; what runs on says it in its log.
-    _logs("WARNING" if settings.log_level.upper() == "INFO" and not lasting else settings.log_level)
-    database = Database(settings.database)
-    try:
-        if is_fresh(database):
-            database.upgrade()
-        check = check_database(database)
-        if not check.ok:
-            raise Unavailable(f"the database: {check.says}")
-        yield settings, database
-    finally:
-        database.close()
-
-
-def _lake(settings: Settings) -> Lake:
-    """The lake, and the engine that works on its buckets."""
-    from features.engine import use_engine
-    from features.lake import Lake
-
-    use_engine(settings.engine, settings.engine_address)
-    return Lake(settings.lake, settings.buckets)
 
 
 def _serving_versions(database: Database) -> dict[str, int]:
@@ -1389,95 +1365,6 @@ def _model_names(name: str, known: Sequence[str]) -> list[str]:
     if name != "all" and name not in known:
         raise typer.BadParameter(f"there is no model {name!r}; choose from {', '.join(known)} or all")
     return list(known) if name == "all" else [name]
-
-
-def _instant(text: str | None, settings: Settings, option: str = "--as-of", *, end_of_day: bool = True) -> datetime:
-    """The instant that an option names; a bare date is the end (or start) of that day in the installation's zone."""
-    from zoneinfo import ZoneInfo
-
-    if text is None:
-        return datetime.now(UTC)
-    zone = ZoneInfo(settings.timezone)
-    try:
-        if len(text) == 10:
-            day = date.fromisoformat(text) + timedelta(days=1 if end_of_day else 0)
-            return datetime.combine(day, time(), zone).astimezone(UTC)
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no instant; write 2026-03-02 or 2026-03-02T09:00:00Z", param_hint=option
-        ) from None
-    return (instant if instant.tzinfo else instant.replace(tzinfo=zone)).astimezone(UTC)
-
-
-def _date(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no date; write it as 2026-03-02", param_hint="--start") from None
-
-
-def _logs(level: str) -> None:
-    from service.logs import configure
-
-    configure(level)
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, times and paths as JSON has them; a number that is none becomes null."""
-    import dataclasses
-    import math
-    from collections.abc import Mapping
-
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _answer(report: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], str]) -> None:
-    print(json.dumps(_plain(report), ensure_ascii=False) if as_json else lines(report))  # noqa: T201
-
-
-def _outline(report: Any, indent: str = "") -> str:
-    """A nested report as indented lines."""
-    lines = []
-    for key, value in report.items():
-        if isinstance(value, dict) and value:
-            lines += [f"{indent}{key}", _outline(value, indent + "  ")]
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            lines.append(f"{indent}{key}")
-            lines += [_outline(one, indent + "  ") for one in value]
-        else:
-            lines.append(f"{indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
-    return "\n".join(lines)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; nothing where standard error is a file."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit="", disable=not sys.stderr.isatty(), leave=False, file=sys.stderr) as bar:
-
-        def step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield step
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,24 @@ class Settings(BaseSettings):
     )
     smtp_connections: int = Field(8, ge=1, le=100, description="SMTP connections held open at once.")
     from_address: str = Field("Kairos <hello@kairos.example>", description="From of every mail.")
+    postal_address: str = Field("", description="The sender's postal address, which the law wants in marketing mail.")
+    return_path_domain: str = Field(
+        "",
+        description="Domain that takes bounces: each mail gets a return path of its own there; empty: FROM_ADDRESS.",
+    )
+    dkim_key_file: Path | None = Field(None, description="PEM file of the DKIM key; empty: the relay signs.")
+    dkim_selector: str = Field("kairos", description="DKIM selector: <selector>._domainkey.<domain of FROM_ADDRESS>.")
+    dns_server: str = Field("", description="host:port of the name server to ask; empty: the system's.")
+    allow_bulk_despite: str = Field(
+        "", description="Names of doctor's sender checks, comma-separated, that bulk mail may leave in spite of."
+    )
+    sandbox: str = Field(
+        "", description="Addresses and @domains, comma-separated: mail leaves to these only. Empty: to everybody."
+    )
+    topics: str = Field(
+        "marketing=News and offers",
+        description="Topics of the preferences page: name=What people read, comma-separated.",
+    )
     secret_key: SecretStr | None = Field(None, description="Signs links; default generated into HOME/secret_key.")
     suppression_pepper: SecretStr | None = Field(
         None,
@@ -53,6 +72,26 @@ class Settings(BaseSettings):
     )
     frequency_cap: int = Field(3, ge=0, description="Marketing mails per contact in any 7 days; 0 = no cap.")
     send_rate_per_minute: int = Field(6000, ge=1, description="Mails handed to the provider per minute at most.")
+    mailbox_rates: str = Field(
+        "", description="Mails per minute at most by mailbox provider, such as gmail=600,microsoft=300."
+    )
+    warm_up_from: date | None = Field(
+        None, description="First day of a new sending address: mails a day rise from 50 by mailbox provider. Empty: no."
+    )
+    approval_above: int = Field(
+        0, ge=0, description="Recipients above which another key has to approve a campaign; 0 = never."
+    )
+    canary_share: float = Field(
+        0.0, ge=0.0, le=0.5, description="Share of a campaign that leaves first and is watched, if it does not say."
+    )
+    objective: Literal["engagement", "profit"] = Field(
+        "engagement", description="What the planner maximises: human engagement, or expected profit."
+    )
+    margin_share: float = Field(0.3, ge=0.0, le=1.0, description="Margin's share of revenue, for expected profit.")
+    mail_cost: float = Field(0.001, ge=0.0, description="Cost of one mail, in units of CURRENCY.")
+    unsubscribe_cost: float = Field(1.0, ge=0.0, description="Cost of one unsubscribe, in units of CURRENCY.")
+    attribution_days: int = Field(7, ge=1, le=90, description="Days after a mail in which an order is credited to it.")
+    hit_rules: Path | None = Field(None, description="YAML file of rules that tell people from machines; empty: ours.")
     global_holdout: float = Field(
         0.0, ge=0.0, le=0.5, description="Share of contacts that never get marketing mail, for comparison."
     )

@@ -285,9 +285,13 @@ class CampaignRow(Base):
     name: Mapped[str] = mapped_column(String(200))
     #: draft | scheduled | paused | cancelled
     status: Mapped[str] = mapped_column(String(12))
+    #: Why it is paused or cancelled, by whom (a key's id, or ``kairos``) and since when.
+    status_reason: Mapped[str | None] = mapped_column(String(300))
+    status_by: Mapped[str | None] = mapped_column(String(60))
+    status_at: Mapped[datetime | None]
     template_id: Mapped[str] = mapped_column(String(60))
     template_version: Mapped[int]
-    #: ``{"everyone": true}`` or ``{"user_ids": [...]}``.
+    #: See `service.flow.audience`.
     audience: Mapped[dict[str, Any]]
     #: Experiment ids; each fills its slot of the template.
     experiments: Mapped[list[Any]]
@@ -299,7 +303,19 @@ class CampaignRow(Base):
     timing: Mapped[str] = mapped_column(String(12))
     #: Parts that a send ``at_start`` is cut into.
     waves: Mapped[int] = mapped_column(default=1)
+    #: engagement | profit; None: the installation's.
+    objective: Mapped[str | None] = mapped_column(String(12))
+    #: Share of the audience whose mails leave first and are watched; 0 = none.
+    canary_share: Mapped[float] = mapped_column(default=0.0)
+    #: none | waiting (its mails are out, or about to be) | passed | held
+    canary_state: Mapped[str] = mapped_column(String(12), default="none")
+    #: The campaign whose mails this one puts right.
+    corrects: Mapped[str | None] = mapped_column(String(60))
     created_at: Mapped[datetime]
+    #: Key that made it; another one has to approve a large one.
+    created_by: Mapped[str | None] = mapped_column(String(60))
+    approved_at: Mapped[datetime | None]
+    approved_by: Mapped[str | None] = mapped_column(String(60))
     scheduled_at: Mapped[datetime | None]
 
 
@@ -332,6 +348,12 @@ class SendRow(Base):
     #: best | explore | fallback | fixed | full (the wished hour had no room)
     hour_reason: Mapped[str] = mapped_column(String(16))
     is_holdout: Mapped[bool]
+    #: One of the campaign's first mails, which the others wait for.
+    is_canary: Mapped[bool] = mapped_column(default=False)
+    #: Mailbox provider of the address when it was planned: `service.mailboxes`.
+    mailbox: Mapped[str | None] = mapped_column(String(24))
+    #: What the plan's objective expected of the mail at its hour.
+    expected_value: Mapped[float | None]
     decided_at: Mapped[datetime | None]
     #: Raised at each claim: a worker that lost its lease can no longer write.
     lease_token: Mapped[int] = mapped_column(default=0)
@@ -346,6 +368,90 @@ class SendRow(Base):
     finished_at: Mapped[datetime | None]
 
     __table_args__ = (Index("ix_send_due", "state", "due_at"), Index("ix_send_contact_due", "contact_key", "due_at"))
+
+
+class HaltRow(Base):
+    """Sending stopped, of everything or a part of it, until somebody lifts it: see `service.halts`."""
+
+    __tablename__ = "halt"
+
+    halt_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    #: everything | stream:<stream> | mailbox:<mailbox>
+    scope: Mapped[str] = mapped_column(String(60))
+    reason: Mapped[str] = mapped_column(String(300))
+    #: A key's id, a command, or ``kairos`` where it stopped by itself.
+    halted_by: Mapped[str] = mapped_column(String(60))
+    halted_at: Mapped[datetime]
+    lifted_by: Mapped[str | None] = mapped_column(String(60))
+    lifted_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_halt_open", "lifted_at", "scope"),)
+
+
+class ThrottleRow(Base):
+    """The token bucket of a mailbox provider, or of all mail: what may still leave now."""
+
+    __tablename__ = "throttle"
+
+    #: A mailbox provider, or ``all``.
+    mailbox: Mapped[str] = mapped_column(String(24), primary_key=True)
+    #: Mails that may leave; a whole claim is taken out at once.
+    tokens: Mapped[float]
+    #: Business time up to which tokens were earned.
+    counted_at: Mapped[datetime]
+
+
+class DepartureRow(Base):
+    """Mails handed over on a day (UTC), by mailbox provider: what the warm-up counts."""
+
+    __tablename__ = "departure"
+
+    #: Days since 1970-01-01 UTC.
+    day: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    mailbox: Mapped[str] = mapped_column(String(24), primary_key=True)
+    mails: Mapped[int]
+
+
+class PreferenceRow(Base):
+    """What a contact asked for on the preferences page beside its topics, which the consent ledger holds."""
+
+    __tablename__ = "preference"
+
+    contact_key: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: No marketing mail before this instant.
+    snoozed_until: Mapped[datetime | None]
+    #: Marketing mails in any seven days at most; None: the installation's cap.
+    most_per_week: Mapped[int | None]
+    updated_at: Mapped[datetime]
+
+
+class HygieneRow(Base):
+    """A look through the list for addresses that harm it: shown first, applied or not, and taken back if need be."""
+
+    __tablename__ = "hygiene"
+
+    hygiene_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    #: previewed | applied | reverted
+    state: Mapped[str] = mapped_column(String(12))
+    rules: Mapped[dict[str, Any]]
+    #: Contacts found by finding, and examples by user id.
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(60))
+    applied_at: Mapped[datetime | None]
+    reverted_at: Mapped[datetime | None]
+
+
+class HygieneFindingRow(Base):
+    """A contact that a look through the list found, and why."""
+
+    __tablename__ = "hygiene_finding"
+
+    hygiene_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    contact_key: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    finding: Mapped[str] = mapped_column(String(40), primary_key=True)
+    #: A better spelling of the domain, if there is one.
+    suggestion: Mapped[str | None] = mapped_column(String(120))
 
 
 class LinkRow(Base):
@@ -370,6 +476,10 @@ class HitRow(Base):
     #: GET | HEAD
     method: Mapped[str] = mapped_column(String(8))
     user_agent: Mapped[str] = mapped_column(String(300))
+    #: Keyed hash of the network address; the address itself is not kept.
+    network: Mapped[str | None] = mapped_column(String(32))
+    #: The link that people do not see.
+    is_trap: Mapped[bool] = mapped_column(default=False)
     at: Mapped[datetime]
     settled: Mapped[bool] = mapped_column(default=False)
 
