@@ -27,7 +27,7 @@ serve: setup  ## API and worker on http://127.0.0.1:8000, on the demo's home if 
 	@if [ -d var/demo ]; then KAIROS_HOME=var/demo $(BIN)/kairos serve; else $(BIN)/kairos serve; fi
 
 test: setup  ## The tests (SQLite; PostgreSQL too where initdb is found)
-	$(PYTEST) -n auto -m "not slow"
+	$(PYTEST) -n auto --dist worksteal -m "not slow"
 
 prove: setup  ## The long proofs that `make test` runs in short
 	$(PYTEST) -m slow
