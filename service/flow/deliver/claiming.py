@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
+from service.halts import leaving_allowed
 from service.settings import Settings
 from service.suppression import identities_of, mailable
 from service.tables import CampaignRow, SendRow
@@ -129,9 +130,8 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
 
 
 def may_leave() -> ColumnElement[bool]:
-    """Sends of no campaign, or of one that is neither paused nor cancelled."""
-    halted = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
-    return or_(SendRow.campaign_id.is_(None), SendRow.campaign_id.not_in(halted))
+    """Sends that nothing holds back: see `service.halts.leaving_allowed`."""
+    return leaving_allowed()
 
 
 def barred_sends(session: Session, sends: Iterable[Any], pepper: str) -> dict[int, str]:
