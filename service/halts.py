@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, literal, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.tables import CampaignRow, HaltRow, SendRow
@@ -54,6 +54,23 @@ def lift(session: Session, scope: str, *, by: str, now: datetime) -> bool:
         .returning(HaltRow.halt_id)
     ).all()
     return bool(lifted)
+
+
+def take_back(session: Session) -> int:
+    """Plan again what workers have claimed and may not leave any more; how many mails that were.
+
+    Call it in the transaction that stops something. The lease token is raised, so that the worker that holds the mail
+    finds it lost when it would begin to send it. What is ``attempting`` cannot be called back.
+    """
+    held = select(SendRow.send_id).where(SendRow.state == "claimed", not_(leaving_allowed()))
+    ids = session.scalars(held.order_by(SendRow.send_id).with_for_update()).all()
+    if ids:
+        session.execute(
+            update(SendRow)
+            .where(SendRow.send_id.in_(ids))
+            .values(state="planned", lease_token=SendRow.lease_token + 1, lease_until=None)
+        )
+    return len(ids)
 
 
 def halts_in_force(session: Session) -> list[HaltRow]:
