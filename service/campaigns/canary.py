@@ -82,9 +82,9 @@ def find_harm(harm: Harm) -> str | None:
     looks after every mail holds a campaign exactly if its final counts do: looking often costs no error rate, and a bad
     canary is still found before it is out.
 
-    Error rates, exact from the binomial law. A campaign that lies right at one of the limits is held in at most 5 % of
-    cases by that limit; one with 1 % refused, 0.02 % complaints and 0.3 % unsubscribes, which is usual, in less than
-    1.5 % of cases at 50 mails, 0.5 % at 500 and 5,000. Found are:
+    Error rates, exact from the binomial law: a campaign that lies right at one of the limits is held by that limit in
+    at most 5 % of cases; one with 1 % refused, 0.02 % complaints and 0.3 % unsubscribes, which is usual, in less than
+    one of a thousand, with 50, 500 or 5,000 mails. Of bad ones are found:
 
     ======== ============ ================ ================
     mails    10 % refused .5 % complaints  4 % unsubscribes
