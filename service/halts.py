@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, and_, func, literal, not_, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.tables import HaltRow
+from service.tables import CampaignRow, HaltRow, SendRow
 
 EVERYTHING = "everything"
 
@@ -56,6 +56,44 @@ def lift(session: Session, scope: str, *, by: str, now: datetime) -> bool:
     return bool(lifted)
 
 
+def take_back(session: Session) -> int:
+    """Plan again what workers have claimed and may not leave any more; how many mails that were.
+
+    Call it in the transaction that stops something. The lease token is raised, so that the worker that holds the mail
+    finds it lost when it would begin to send it. What is ``attempting`` cannot be called back.
+    """
+    held = select(SendRow.send_id).where(SendRow.state == "claimed", not_(leaving_allowed()))
+    ids = session.scalars(held.order_by(SendRow.send_id).with_for_update()).all()
+    if ids:
+        session.execute(
+            update(SendRow)
+            .where(SendRow.send_id.in_(ids))
+            .values(state="planned", lease_token=SendRow.lease_token + 1, lease_until=None)
+        )
+    return len(ids)
+
+
 def halts_in_force(session: Session) -> list[HaltRow]:
     """The halts that nobody has lifted, oldest first."""
     return list(session.scalars(select(HaltRow).where(HaltRow.lifted_at.is_(None)).order_by(HaltRow.halted_at)))
+
+
+def leaving_allowed() -> ColumnElement[bool]:
+    """Condition on `SendRow`: nothing holds the send back at this moment.
+
+    That is: no halt in force of everything, of its stream or of its mailbox provider; its campaign, if it has one, is
+    neither paused nor cancelled; and where the campaign's canary is still watched, or was found bad, the send is one
+    of the canary's own.
+    """
+    scopes = select(HaltRow.scope).where(HaltRow.lifted_at.is_(None))
+    stopped = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
+    watched = select(CampaignRow.campaign_id).where(CampaignRow.canary_state.in_(("waiting", "held")))
+    return and_(
+        literal(EVERYTHING).not_in(scopes),
+        (literal(stream_scope("")) + SendRow.stream).not_in(scopes),
+        (literal(mailbox_scope("")) + func.coalesce(SendRow.mailbox, "")).not_in(scopes),
+        or_(
+            SendRow.campaign_id.is_(None),
+            and_(SendRow.campaign_id.not_in(stopped), or_(SendRow.is_canary, SendRow.campaign_id.not_in(watched))),
+        ),
+    )

@@ -17,11 +17,13 @@ from sqlalchemy.orm import Session
 from features.events import NewEvent, append
 from features.tables import allocate, to_micros
 from features.vocabulary import UNSUBSCRIBED
+from service.settings import Settings
 from service.tables import ConsentRow, ContactRow, ErasureRow, SendRow, SuppressionRow
 
 ConsentState = Literal["unknown", "pending", "subscribed", "unsubscribed"]
 STATES = ("unknown", "pending", "subscribed", "unsubscribed")
 EMAIL = "email"
+NOT_IN_SANDBOX = "sandbox: the address is not among those that KAIROS_SANDBOX allows"
 
 _QUERY_CHUNK = 10_000
 T = TypeVar("T")
@@ -144,12 +146,19 @@ def mailable(
     *,
     pepper: str,
     stream: Literal["marketing", "transactional"] | str = "marketing",
+    sandbox: str = "",
 ) -> dict[int, str | None]:
     """Why a contact may not be mailed, or None where it may; three queries for ten thousand contacts.
 
     Marketing mail needs an address that is not suppressed and the consent ``subscribed``; transactional mail needs
-    the address, not bounced, not complained of and not barred by hand.
+    the address, not bounced, not complained of and not barred by hand. Both need an address that the sandbox allows.
+
+    Parameters
+    ----------
+    sandbox : str
+        `Settings.sandbox`; empty allows every address.
     """
+    allowed = _allowed(sandbox)
     keys = list(dict.fromkeys(contact_keys))
     reasons: dict[int, str | None] = {key: "no such contact" for key in keys}
     hashes: dict[str, list[int]] = {}
@@ -157,7 +166,9 @@ def mailable(
         query = select(ContactRow.contact_key, ContactRow.email).where(ContactRow.contact_key.in_(chunk))
         for key, email in session.execute(query):
             reasons[key] = None if email else "no e-mail address"
-            if email:
+            if email and _is_refused(email, allowed):
+                reasons[key] = NOT_IN_SANDBOX
+            elif email:
                 hashes.setdefault(address_hmac(pepper, email), []).append(key)
     for digests in _chunks(hashes, _QUERY_CHUNK):
         listed = select(SuppressionRow.address_hmac, SuppressionRow.reason)
@@ -172,6 +183,18 @@ def mailable(
             if state != "subscribed":
                 reasons[key] = f"consent to {topic!r} is {state}; marketing mail needs subscribed"
     return reasons
+
+
+def sandbox_refuses(address: str, settings: Settings) -> bool:
+    """Whether `Settings.sandbox` keeps mail from this address; it names the addresses and domains that get any.
+
+    Examples
+    --------
+    >>> trial = Settings(sandbox="ann@shop.example, @kairos.example", _env_file=None)
+    >>> [sandbox_refuses(to, trial) for to in ("Ann@Shop.example", "bob@kairos.example", "bob@shop.example")]
+    [False, False, True]
+    """
+    return _is_refused(address, _allowed(settings.sandbox))
 
 
 def unsubscribe(session: Session, send_ids: Iterable[int], *, source: str, now: datetime) -> Unsubscribed:
@@ -244,6 +267,15 @@ def identity_of(user_id: str) -> str:
     if user_id.startswith("anonymous_id:"):
         return "anonymous:" + user_id.removeprefix("anonymous_id:")
     return f"user:{user_id}"
+
+
+def _allowed(sandbox: str) -> frozenset[str]:
+    return frozenset(part for part in (part.strip().lower() for part in sandbox.split(",")) if part)
+
+
+def _is_refused(address: str, allowed: frozenset[str]) -> bool:
+    plain = address.strip().lower()
+    return bool(allowed) and plain not in allowed and f"@{plain.rpartition('@')[2]}" not in allowed
 
 
 def _lines_in_force(

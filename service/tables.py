@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from features.tables import Base, ContactRow, CounterRow, ErasureRow, EventRow, IdentityRow
@@ -307,15 +307,19 @@ class CampaignRow(Base):
     objective: Mapped[str | None] = mapped_column(String(12))
     #: Share of the audience whose mails leave first and are watched; 0 = none.
     canary_share: Mapped[float] = mapped_column(default=0.0)
-    #: none | waiting (its mails are out, or about to be) | passed | held
+    #: none | waiting (its mails are out, or about to be) | passed | held | overruled (held, and somebody went on)
     canary_state: Mapped[str] = mapped_column(String(12), default="none")
     #: The campaign whose mails this one puts right.
     corrects: Mapped[str | None] = mapped_column(String(60))
     created_at: Mapped[datetime]
     #: Key that made it; another one has to approve a large one.
     created_by: Mapped[str | None] = mapped_column(String(60))
+    #: Key that last changed the draft.
+    edited_by: Mapped[str | None] = mapped_column(String(60))
     approved_at: Mapped[datetime | None]
     approved_by: Mapped[str | None] = mapped_column(String(60))
+    #: SHA-256 of what was approved: the approval holds for nothing else.
+    approved_digest: Mapped[str | None] = mapped_column(String(64))
     scheduled_at: Mapped[datetime | None]
 
 
@@ -367,7 +371,16 @@ class SendRow(Base):
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_send_due", "state", "due_at"), Index("ix_send_contact_due", "contact_key", "due_at"))
+    __table_args__ = (
+        Index("ix_send_due", "state", "due_at"),
+        Index("ix_send_contact_due", "contact_key", "due_at"),
+        Index(
+            "ix_send_canary",
+            "campaign_id",
+            sqlite_where=text("is_canary IS 1"),
+            postgresql_where=text("is_canary IS true"),
+        ),
+    )
 
 
 class HaltRow(Base):

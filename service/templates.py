@@ -60,6 +60,19 @@ def add_template(session: Session, new: NewTemplate, *, now: datetime) -> int:
     return version
 
 
+def restore_template(session: Session, template_id: str, version: int, *, now: datetime) -> int:
+    """Number of a new version that is equal to an old one; campaigns stay at the version they were made with.
+
+    Raises
+    ------
+    NotFound
+        If there is no such version.
+    """
+    old = find_template(session, template_id, version)
+    again = NewTemplate(template_id, old.subject, old.source, old.source_format, old.name)
+    return add_template(session, again, now=now)
+
+
 def find_template(session: Session, template_id: str, version: int | None = None) -> TemplateRow:
     """A version of a template, the newest by default.
 
@@ -73,7 +86,8 @@ def find_template(session: Session, template_id: str, version: int | None = None
         query = query.where(TemplateRow.version == version)
     row = session.scalars(query.order_by(TemplateRow.version.desc()).limit(1)).first()
     if row is None:
-        raise NotFound(f"there is no template {template_id!r}; GET /v1/templates lists them")
+        which = f"template {template_id[:60]!r}" if version is None else f"version {version} of {template_id[:60]!r}"
+        raise NotFound(f"there is no {which}; GET /v1/templates lists them")
     return row
 
 

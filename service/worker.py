@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from features.lake import Lake
+from service.campaigns import is_canary_watched, judge_canaries
 from service.clock import Clock
 from service.database import Database
 from service.experiments import harmful_arms, pause_harmful
@@ -45,6 +46,8 @@ IDLE_SECONDS = 1.0
 #: The daily round of the feature store is looked at this often; a stop waits for it at most so long.
 DAILY_INTERVAL = timedelta(minutes=15)
 DAILY_STOP_SECONDS = 30.0
+#: Canaries are judged this often.
+CANARY_INTERVAL = timedelta(minutes=1)
 #: Longest pause after rounds that failed one after the other.
 LONGEST_PAUSE_SECONDS = 60.0
 
@@ -90,6 +93,7 @@ class Worker:
         self._lake_lock = threading.Lock()
         self._counted_at = clock.now()
         self._allowance = float(settings.send_rate_per_minute)
+        self._canaries_judged_at = clock.now() - CANARY_INTERVAL
         #: Harm may have been learned that nobody has judged yet: at the start, by a worker before this one.
         self._is_guard_due = True
 
@@ -121,6 +125,7 @@ class Worker:
                 break
         paused = self._guard(now) if self._is_guard_due else 0
         self._is_guard_due = False
+        self._judge_canaries(now)
         with self.database.writing() as session:
             decided = decide(session, now=now, look_ahead=DECIDE_AHEAD, limit=self._room(session, now))
         return settled, learned, paused, len(decided.send_ids)
@@ -150,6 +155,17 @@ class Worker:
             return 0
         with self.database.writing() as session:
             return pause_harmful(session, harmful, now=now)
+
+    def _judge_canaries(self, now: datetime) -> None:
+        """Hold the campaigns whose first mails did harm, and let the others' mails go."""
+        if abs(now - self._canaries_judged_at) < CANARY_INTERVAL:
+            return
+        self._canaries_judged_at = now
+        with self.database.reading() as session:
+            is_watched = is_canary_watched(session)
+        if is_watched:
+            with self.database.writing() as session:
+                judge_canaries(session, self.settings, now=now)
 
     async def _send_due(self) -> tuple[int, Receipts]:
         self._earn_allowance()

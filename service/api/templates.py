@@ -13,7 +13,7 @@ from service.api.paging import Cursor, Limit, page, position
 from service.errors import Invalid
 from service.flow.render import RenderFailure, RenderInput, Template, render, slots_of
 from service.tables import ContactRow, TemplateRow
-from service.templates import NewTemplate, add_template, find_template
+from service.templates import NewTemplate, add_template, find_template, restore_template
 
 router = APIRouter(prefix="/v1/templates", tags=["templates"])
 
@@ -28,6 +28,14 @@ class TemplateBody(BaseModel):
     source: str = Field(min_length=1, max_length=1_000_000)
     source_format: Literal["mjml", "html"] = "mjml"
     name: str = Field("", max_length=200)
+
+
+class RestoreBody(BaseModel):
+    """Which version to come back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1)
 
 
 class PreviewBody(BaseModel):
@@ -76,6 +84,14 @@ def read(template_id: str, here: Installation = Depends(installation)) -> dict[s
     with here.database.reading() as session:
         row = find_template(session, template_id)
     return _shown(row) | {"source": row.source}
+
+
+@router.post("/{template_id}/restore", status_code=201, dependencies=[Depends(allow("write"))])
+def restore(template_id: str, body: RestoreBody, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """A new version that is equal to an old one. Campaigns stay at the version they were made with."""
+    with here.database.writing() as session:
+        version = restore_template(session, template_id, body.version, now=here.clock.now())
+        return _shown(find_template(session, template_id, version))
 
 
 @router.post("/{template_id}/preview", dependencies=[Depends(allow("read"))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -78,6 +78,7 @@ def limits_of(settings: Settings) -> Limits:
         default_timezone=settings.timezone,
         pepper=settings.pepper,
         salt=settings.pepper,
+        sandbox=settings.sandbox,
     )
 
 
@@ -162,5 +163,8 @@ def planned_sends(
         holdout_share=campaign.holdout_share,
         waves=campaign.waves,
     )
-    sends = schedule(session, intent, audience.contact_keys, hours, limits_of(settings), now=now)
+    limits = limits_of(settings)
+    if campaign.corrects and limits.frequency_cap:  # who got the wrong mail must not go without the right one
+        limits = replace(limits, frequency_cap=limits.frequency_cap + 1)
+    sends = schedule(session, intent, audience.contact_keys, hours, limits, now=now)
     return sends, len(audience.contact_keys), audience.unknown

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from service.campaigns.correcting import corrections_of
 from service.campaigns.drafts import find_campaign
 from service.experiments import experiment_report
 from service.tables import SendRow
@@ -29,6 +30,8 @@ def campaign_report(session: Session, campaign_id: str, *, now: datetime) -> dic
     return {
         "campaign_id": campaign_id,
         "status": campaign.status,
+        "corrects": campaign.corrects,
+        "corrections": corrections_of(session, campaign_id),
         "sends": states,
         "experiments": [experiment_report(session, experiment_id, now=now) for experiment_id in campaign.experiments],
     }

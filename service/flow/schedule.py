@@ -78,6 +78,7 @@ class Limits:
     default_timezone: str
     pepper: str
     salt: str
+    sandbox: str = ""
 
 
 @dataclass(frozen=True)
@@ -461,7 +462,9 @@ def _blocked(
     blocked: dict[int, str] = {}
     for start in range(0, len(contact_keys), CHUNK):
         keys = contact_keys[start : start + CHUNK].tolist()
-        reasons = mailable(session, keys, intent.topic, pepper=limits.pepper, stream=intent.stream)
+        reasons = mailable(
+            session, keys, intent.topic, pepper=limits.pepper, stream=intent.stream, sandbox=limits.sandbox
+        )
         is_capped = intent.stream == "marketing" and limits.frequency_cap > 0
         earlier = _earlier_sends(session, keys, intent) if is_capped else {}
         for i, key in enumerate(keys, start):

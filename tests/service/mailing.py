@@ -14,7 +14,7 @@ from features.tables import allocate
 from service.database import Database
 from service.flow.render import compile_template
 from service.suppression import Consent, set_consent
-from service.tables import EventRow, SendRow, TemplateRow
+from service.tables import CampaignRow, EventRow, SendRow, TemplateRow
 
 TOPIC = "news"
 OFFER = (Path(__file__).parents[2] / "templates" / "email" / "offer.mjml").read_text()
@@ -85,6 +85,26 @@ def plan(database: Database, contact_keys: Sequence[int], *, now: datetime, **va
         ]
         session.execute(insert(SendRow), rows)
     return [row["send_id"] for row in rows]
+
+
+def campaign(campaign_id: str, now: datetime, **values: Any) -> CampaignRow:
+    """A scheduled campaign's row, to everyone, at once."""
+    plain = {
+        "name": campaign_id,
+        "status": "scheduled",
+        "template_id": "offer",
+        "template_version": 1,
+        "audience": {"everyone": True},
+        "experiments": [],
+        "topic": TOPIC,
+        "window_start": now,
+        "window_end": now + timedelta(days=1),
+        "holdout_share": 0.0,
+        "timing": "at_start",
+        "created_at": now,
+        "scheduled_at": now,
+    }
+    return CampaignRow(campaign_id=campaign_id, **(plain | values))
 
 
 def states(database: Database) -> dict[int, str]:

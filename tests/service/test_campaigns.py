@@ -1,5 +1,7 @@
 """Laws of campaigns: what a draft may be, what a plan shows, and that scheduling does what the plan said."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -58,6 +60,29 @@ def test_scheduling_does_what_the_plan_said(shop, settings, now):
         assert session.scalar(select(func.count()).select_from(SendRow)) == 12
         with pytest.raises(Conflict, match="scheduled"):
             schedule_campaign(session, campaign_id, Serving(), settings, now=now)
+
+
+def test_of_two_who_schedule_at_once_one_wins(any_database, add_contacts, settings, now):
+    """On both databases: the other one is refused, and each contact is in the ledger once."""
+    with any_database.writing() as session:
+        add_template(session, bundled_template("offer"), now=now)
+        add_contacts(session, 10)
+        campaign_id = create_campaign(session, draft(now), now=now)
+    together = threading.Barrier(2)
+
+    def try_it(_place: int) -> str:
+        together.wait()
+        try:
+            with any_database.writing() as session:
+                schedule_campaign(session, campaign_id, Serving(), settings, now=now)
+        except Conflict:
+            return "refused"
+        return "scheduled"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(try_it, range(2))) == ["refused", "scheduled"]
+    with any_database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(SendRow)) == 10
 
 
 def test_a_named_audience_says_whom_it_does_not_know(shop, settings, now):

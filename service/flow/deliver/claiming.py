@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
+from service.halts import leaving_allowed
 from service.settings import Settings
 from service.suppression import identities_of, mailable
 from service.tables import CampaignRow, SendRow
@@ -102,7 +103,7 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     late = [send.send_id for send in due if send.not_after < now]
     _close(session, late, "expired", "it was due too late: its last useful moment had passed", now)
     timely = [send for send in due if send.not_after >= now]
-    barred = barred_sends(session, timely, settings.pepper)
+    barred = barred_sends(session, timely, settings.pepper, settings.sandbox)
     barred |= _over_cap(session, timely, barred, now=now, cap=settings.frequency_cap)
     by_reason: dict[str, list[int]] = defaultdict(list)
     for send_id, reason in barred.items():
@@ -129,19 +130,19 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
 
 
 def may_leave() -> ColumnElement[bool]:
-    """Sends of no campaign, or of one that is neither paused nor cancelled."""
-    halted = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
-    return or_(SendRow.campaign_id.is_(None), SendRow.campaign_id.not_in(halted))
+    """Sends that nothing holds back: see `service.halts.leaving_allowed`."""
+    return leaving_allowed()
 
 
-def barred_sends(session: Session, sends: Iterable[Any], pepper: str) -> dict[int, str]:
+def barred_sends(session: Session, sends: Iterable[Any], pepper: str, sandbox: str = "") -> dict[int, str]:
     """Why these sends may not leave, by send id; those that may are not in it."""
     groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for send in sends:
         groups[send.topic, send.stream].append(send)
     barred: dict[int, str] = {}
     for (topic, stream), group in groups.items():
-        reasons = mailable(session, [send.contact_key for send in group], topic, pepper=pepper, stream=stream)
+        keys = [send.contact_key for send in group]
+        reasons = mailable(session, keys, topic, pepper=pepper, stream=stream, sandbox=sandbox)
         for send in group:
             reason = reasons[send.contact_key]
             if reason is not None:
@@ -155,7 +156,8 @@ def _over_cap(
     """Marketing sends beyond ``cap`` in the last seven days.
 
     A planned send counts against those due after it, never against those due before: two workers that claim two sends
-    of one contact at once come to the same answer without seeing each other.
+    of one contact at once come to the same answer without seeing each other. A correction counts like any mail, but
+    may be one more than the cap allows: who got the wrong mail must not go without the right one for it.
     """
     candidates = [send for send in sends if send.stream == "marketing" and send.send_id not in barred]
     if not cap or not candidates:
@@ -177,6 +179,14 @@ def _over_cap(
             waiting[other.contact_key].append((other.due_at, other.send_id))
         elif (other.finished_at or other.due_at) > begin:
             spent[other.contact_key] += 1
+    corrections = set(
+        session.scalars(
+            select(CampaignRow.campaign_id).where(
+                CampaignRow.campaign_id.in_({send.campaign_id for send in candidates}),
+                CampaignRow.corrects.is_not(None),
+            )
+        )
+    )
     over: dict[int, str] = {}
     for send in candidates:  # earliest due first
         before = sum(
@@ -184,9 +194,9 @@ def _over_cap(
             for due_at, send_id in waiting[send.contact_key]
             if (due_at, send_id) < (send.due_at, send.send_id) and send_id not in barred and send_id not in over
         )
-        used = spent[send.contact_key] + before
-        if used >= cap:
-            over[send.send_id] = f"frequency cap: {used} marketing mails in {CAP_DAYS} days, at most {cap}"
+        used, most = spent[send.contact_key] + before, cap + (send.campaign_id in corrections)
+        if used >= most:
+            over[send.send_id] = f"frequency cap: {used} marketing mails in {CAP_DAYS} days, at most {most}"
     return over
 
 

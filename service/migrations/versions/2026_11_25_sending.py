@@ -18,11 +18,21 @@ def upgrade() -> None:
     op.add_column("campaign", sa.Column("canary_state", sa.String(length=12), nullable=False, server_default="none"))
     op.add_column("campaign", sa.Column("corrects", sa.String(length=60), nullable=True))
     op.add_column("campaign", sa.Column("created_by", sa.String(length=60), nullable=True))
+    op.add_column("campaign", sa.Column("edited_by", sa.String(length=60), nullable=True))
     op.add_column("campaign", sa.Column("approved_at", sa.BigInteger(), nullable=True))
     op.add_column("campaign", sa.Column("approved_by", sa.String(length=60), nullable=True))
+    op.add_column("campaign", sa.Column("approved_digest", sa.String(length=64), nullable=True))
     op.add_column("send", sa.Column("is_canary", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("send", sa.Column("mailbox", sa.String(length=24), nullable=True))
     op.add_column("send", sa.Column("expected_value", sa.Float(), nullable=True))
+    op.create_index(
+        "ix_send_canary",
+        "send",
+        ["campaign_id"],
+        unique=False,
+        sqlite_where=sa.text("is_canary IS 1"),
+        postgresql_where=sa.text("is_canary IS true"),
+    )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_table(
@@ -86,11 +96,14 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_column("hit", "is_trap")
     op.drop_column("hit", "network")
+    op.drop_index("ix_send_canary", "send")
     op.drop_column("send", "expected_value")
     op.drop_column("send", "mailbox")
     op.drop_column("send", "is_canary")
+    op.drop_column("campaign", "approved_digest")
     op.drop_column("campaign", "approved_by")
     op.drop_column("campaign", "approved_at")
+    op.drop_column("campaign", "edited_by")
     op.drop_column("campaign", "created_by")
     op.drop_column("campaign", "corrects")
     op.drop_column("campaign", "canary_state")

@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.sink import MailSink
 from service.suppression import address_hmac, mailable, suppress, unsubscribe
 from service.tables import ArmRow, CampaignRow, ContactRow, DecisionRow, ExperimentRow, SendRow
-from tests.service.mailing import TOPIC, add_template, events, plan, send_row, states, subscribe
+from tests.service.mailing import TOPIC, add_template, campaign, events, plan, send_row, states, subscribe
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 
@@ -534,3 +534,25 @@ def test_a_dead_worker_leaves_only_what_was_in_the_air(any_database: Database, s
 def _expire_leases(database: Database) -> None:
     with database.writing() as session:
         session.execute(update(SendRow).values(lease_until=datetime(2020, 1, 1, tzinfo=UTC)))
+
+
+def test_the_sandbox_and_the_cap_of_corrections_hold_at_the_claim(any_database: Database, settings: Settings) -> None:
+    """Who is not allowed is suppressed with the reason; a correction may be one mail more than the cap."""
+    keys = subscribe(any_database, 3, now=NOW)
+    add_template(any_database, now=NOW)
+    with any_database.writing() as session:
+        session.add(campaign("wrong", NOW))
+        session.add(campaign("right", NOW, corrects="wrong"))
+    outside, ann, bob = keys
+    plan(any_database, [ann, bob], now=NOW, campaign_id="wrong", state="accepted", finished_at=NOW)
+    [kept_out] = plan(any_database, [outside], now=NOW, campaign_id="wrong")
+    [correction] = plan(any_database, [ann], now=NOW, campaign_id="right")
+    [second] = plan(any_database, [ann], now=NOW + timedelta(minutes=1), campaign_id="right")
+    [news] = plan(any_database, [bob], now=NOW, campaign_id="wrong")
+    here = settings.model_copy(update={"frequency_cap": 1, "sandbox": "C1@shop.example,c2@shop.example"})
+    claimed = take(any_database, here, now=NOW + timedelta(minutes=1))
+    assert [send.send_id for send in claimed.sends] == [correction]
+    assert send_row(any_database, kept_out).state == "suppressed"
+    assert str(send_row(any_database, kept_out).reason).startswith("sandbox: ")
+    assert "at most 2" in str(send_row(any_database, second).reason)
+    assert "at most 1" in str(send_row(any_database, news).reason)

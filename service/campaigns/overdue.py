@@ -1,0 +1,67 @@
+"""Mails that waited behind a pause, a halt or a canary beyond the moment they were planned for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import Session
+
+from features.events import zone_of
+from service.settings import Settings
+from service.tables import SendRow
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """What became of planned mails whose moment passed while something held them back."""
+
+    #: Past their last useful moment: they end, with the reason.
+    expired: int
+    #: It is night where their contact lives: they leave in the morning.
+    postponed: int
+
+
+def settle_overdue(
+    session: Session, which: ColumnElement[bool], settings: Settings, *, reason: str, now: datetime
+) -> Overdue:
+    """Before held mails are let go: end those that are too late, and let no marketing mail leave in quiet hours.
+
+    The plan put each mail at an allowed hour; after a pause that hour is over, and "at once" may be three in the
+    morning. A statement a time zone, not a contact. What falls due in the future stays as planned.
+
+    Parameters
+    ----------
+    which : condition on `SendRow`
+        The mails to look at: those of a campaign, or all.
+    reason : str
+        What held them back.
+    """
+    overdue = (SendRow.state == "planned", SendRow.due_at <= now, which)
+    expired = session.execute(
+        update(SendRow)
+        .where(*overdue, SendRow.not_after < now)
+        .values(
+            state="expired",
+            reason=f"its last useful moment passed while it was held back: {reason}"[:300],
+            finished_at=now,
+            lease_until=None,
+        )
+        .returning(SendRow.send_id)
+    ).all()
+    postponed = 0
+    if settings.quiet is not None:
+        begin, end = settings.quiet
+        marketing = (*overdue, SendRow.stream == "marketing")
+        for name in session.scalars(select(SendRow.timezone).where(*marketing).distinct()).all():
+            local = now.astimezone(zone_of(name))
+            is_quiet = begin <= local.hour < end if begin <= end else local.hour >= begin or local.hour < end
+            if not is_quiet:
+                continue
+            morning = local.replace(hour=end % 24, minute=0, second=0, microsecond=0)
+            if morning <= local:
+                morning += timedelta(days=1)
+            moved = update(SendRow).where(*marketing, SendRow.timezone == name).values(due_at=morning.astimezone(UTC))
+            postponed += len(session.execute(moved.returning(SendRow.send_id)).all())
+    return Overdue(len(expired), postponed)
