@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.commands import hits as hits_commands
 from service.commands.shared import (
     AsOf,
     Json,
@@ -54,6 +55,7 @@ features = _group("features", "The feature store: lake and vectors.")
 models = _group("models", "The model registry.")
 outcomes = _group("outcomes", "What a model may be trained to foretell, as you declare it.")
 experiments = _group("experiments", "Experiments: what they asked and what they showed.")
+app.add_typer(hits_commands.group, name="hits")
 keys = _group("keys", "API keys.")
 database_group = _group("db", "The database.")
 simulate = _group("simulate", "The simulator on its own: worlds whose truth is known.")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from features.vocabulary import HUMAN_PPM
 from service.hits.judging import judge
 from service.hits.rules import Rules
-from service.hits.settling import send_columns
+from service.hits.settling import hit_columns, send_columns
 from service.tables import HitRow, SendRow
 
 _PAGE = 20_000
@@ -38,17 +38,23 @@ def compare(session: Session, current: Rules, other: Rules, *, since: datetime, 
     counts, because = Counter[tuple[bool, bool]](), Counter[str]()
     last: tuple[Any, int] = (since, -1)
     while True:
-        query = select(HitRow).where(HitRow.settled.is_(True), HitRow.at >= since, HitRow.at < until)
-        page = session.scalars(
-            query.where(tuple_(HitRow.at, HitRow.hit_id) > tuple_(*last)).order_by(HitRow.at, HitRow.hit_id).limit(_PAGE)
+        page = session.execute(
+            select(*hit_columns())
+            .where(
+                HitRow.settled.is_(True),
+                HitRow.at >= last[0],
+                or_(HitRow.at > last[0], HitRow.hit_id > last[1]),
+                HitRow.at < until,
+            )
+            .order_by(HitRow.at, HitRow.hit_id)
+            .limit(_PAGE)
         ).all()
         if not page:
             break
         last = (page[-1].at, page[-1].hit_id)
         send_ids = {hit.send_id for hit in page}
         sends = {
-            send.send_id: send
-            for send in session.execute(select(*send_columns()).where(SendRow.send_id.in_(send_ids)))
+            send.send_id: send for send in session.execute(select(*send_columns()).where(SendRow.send_id.in_(send_ids)))
         }
         pairs = zip(judge(session, page, sends, current), judge(session, page, sends, other), strict=True)
         for now, then in pairs:
@@ -58,7 +64,6 @@ def compare(session: Session, current: Rules, other: Rules, *, since: datetime, 
             counts[verdicts] += 1
             if verdicts[0] != verdicts[1]:
                 because.update(then.rules)
-        session.expunge_all()
     return Compared(
         hits=counts.total(),
         human_by_both=counts[True, True],

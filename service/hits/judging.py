@@ -54,7 +54,9 @@ def judge(session: Session, hits: Sequence[Any], sends: Mapping[int, Any], rules
     limits = rules.limits
     bursts = _bursts(around, sends, limits.burst) if limits.burst else {}
     traps = _traps(around) if limits.trap else {}
-    crowds = _crowds(session, begin, end, limits.crowd.recipients) if limits.crowd else set()
+    crowds: set[tuple[str | None, str, int]] = set()
+    if limits.crowd and any(hit.network is not None for hit in known):
+        crowds = _crowds(session, begin, end, limits.crowd.recipients)
     verdicts: list[Verdict | None] = []
     for hit in hits:
         send = sends.get(hit.send_id)
@@ -83,10 +85,10 @@ def judge(session: Session, hits: Sequence[Any], sends: Mapping[int, Any], rules
         if limits.trap and _is_trapped(hit, traps.get(hit.send_id, ()), limits.trap):
             fired.append("trap")
             human_ppm = min(human_ppm, ppm(limits.trap.probability))
-        if limits.crowd and crowds and not agent.proxy and hit.network is not None:
-            if (hit.network, hit.user_agent, to_micros(hit.at) // MINUTE_MICROS) in crowds:
-                fired.append("crowd")
-                human_ppm = min(human_ppm, ppm(limits.crowd.probability))
+        place = (hit.network, hit.user_agent, to_micros(hit.at) // MINUTE_MICROS)
+        if limits.crowd and not agent.proxy and place in crowds:
+            fired.append("crowd")
+            human_ppm = min(human_ppm, ppm(limits.crowd.probability))
         verdicts.append(Verdict(human_ppm, agent.name, tuple(fired)))
     return verdicts
 
@@ -156,7 +158,7 @@ def _is_trapped(hit: Any, traps: Iterable[Any], rule: Trap) -> bool:
     )
 
 
-def _crowds(session: Session, begin: datetime, end: datetime, recipients: int) -> set[tuple[str, str, int]]:
+def _crowds(session: Session, begin: datetime, end: datetime, recipients: int) -> set[tuple[str | None, str, int]]:
     """(network, user agent, minute since 1970) in which that many recipients' mails were hit from one place."""
     first = to_micros(begin) // MINUTE_MICROS * MINUTE_MICROS
     last = (to_micros(end) // MINUTE_MICROS + 1) * MINUTE_MICROS

@@ -134,21 +134,26 @@ def _due(session: Session, cutoff: datetime, limit: int) -> Sequence[Any]:
         .limit(limit)
     )
     return session.execute(
-        select(
-            HitRow.hit_id,
-            HitRow.send_id,
-            HitRow.link_id,
-            HitRow.method,
-            HitRow.user_agent,
-            HitRow.network,
-            HitRow.known_network,
-            HitRow.is_trap,
-            HitRow.at,
-        )
+        select(*hit_columns())
         .where(HitRow.hit_id.in_(oldest), HitRow.settled.is_(False))
         .order_by(HitRow.hit_id)
         .with_for_update()
     ).all()
+
+
+def hit_columns() -> tuple[Any, ...]:
+    """What is asked of the hits."""
+    return (
+        HitRow.hit_id,
+        HitRow.send_id,
+        HitRow.link_id,
+        HitRow.method,
+        HitRow.user_agent,
+        HitRow.network,
+        HitRow.known_network,
+        HitRow.is_trap,
+        HitRow.at,
+    )
 
 
 def send_columns() -> tuple[Any, ...]:

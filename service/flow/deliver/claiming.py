@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
+from service.preferences import weekly_caps
 from service.settings import Settings
 from service.suppression import identities_of, mailable
 from service.tables import CampaignRow, SendRow
@@ -102,7 +103,7 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     late = [send.send_id for send in due if send.not_after < now]
     _close(session, late, "expired", "it was due too late: its last useful moment had passed", now)
     timely = [send for send in due if send.not_after >= now]
-    barred = barred_sends(session, timely, settings.pepper)
+    barred = barred_sends(session, timely, settings.pepper, now=now)
     barred |= _over_cap(session, timely, barred, now=now, cap=settings.frequency_cap)
     by_reason: dict[str, list[int]] = defaultdict(list)
     for send_id, reason in barred.items():
@@ -134,14 +135,14 @@ def may_leave() -> ColumnElement[bool]:
     return or_(SendRow.campaign_id.is_(None), SendRow.campaign_id.not_in(halted))
 
 
-def barred_sends(session: Session, sends: Iterable[Any], pepper: str) -> dict[int, str]:
-    """Why these sends may not leave, by send id; those that may are not in it."""
+def barred_sends(session: Session, sends: Iterable[Any], pepper: str, *, now: datetime | None = None) -> dict[int, str]:
+    """Why these sends may not leave (at ``now``, if it is given), by send id; those that may are not in it."""
     groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for send in sends:
         groups[send.topic, send.stream].append(send)
     barred: dict[int, str] = {}
     for (topic, stream), group in groups.items():
-        reasons = mailable(session, [send.contact_key for send in group], topic, pepper=pepper, stream=stream)
+        reasons = mailable(session, [send.contact_key for send in group], topic, pepper=pepper, stream=stream, now=now)
         for send in group:
             reason = reasons[send.contact_key]
             if reason is not None:
@@ -152,13 +153,15 @@ def barred_sends(session: Session, sends: Iterable[Any], pepper: str) -> dict[in
 def _over_cap(
     session: Session, sends: Sequence[Any], barred: dict[int, str], *, now: datetime, cap: int
 ) -> dict[int, str]:
-    """Marketing sends beyond ``cap`` in the last seven days.
+    """Marketing sends beyond ``cap``, or beyond the contact's own wish, in the last seven days.
 
     A planned send counts against those due after it, never against those due before: two workers that claim two sends
     of one contact at once come to the same answer without seeing each other.
     """
     candidates = [send for send in sends if send.stream == "marketing" and send.send_id not in barred]
-    if not cap or not candidates:
+    caps = weekly_caps(session, {send.contact_key for send in candidates}, cap)
+    candidates = [send for send in candidates if send.contact_key in caps]
+    if not candidates:
         return {}
     begin = now - timedelta(days=CAP_DAYS)
     others = session.execute(
@@ -185,8 +188,9 @@ def _over_cap(
             if (due_at, send_id) < (send.due_at, send.send_id) and send_id not in barred and send_id not in over
         )
         used = spent[send.contact_key] + before
-        if used >= cap:
-            over[send.send_id] = f"frequency cap: {used} marketing mails in {CAP_DAYS} days, at most {cap}"
+        most = caps[send.contact_key]
+        if used >= most:
+            over[send.send_id] = f"frequency cap: {used} marketing mails in {CAP_DAYS} days, at most {most}"
     return over
 
 
