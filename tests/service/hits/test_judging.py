@@ -136,10 +136,12 @@ def test_a_network_is_known_by_its_hash_alone() -> None:
     ] * 6
 
 
-@pytest.mark.parametrize("seed", [7, 8])
-def test_verdicts_are_right_about_known_mailboxes(seed: int, database: Database, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("mails", "seed"), [(1_000, 7), pytest.param(20_000, 8, marks=pytest.mark.slow)])
+def test_verdicts_are_right_about_known_mailboxes(
+    mails: int, seed: int, database: Database, capsys: pytest.CaptureFixture
+) -> None:
     """In a world whose truth is known nearly all that counts as a person's is one, and nearly no person is lost."""
-    sends = accepted(database, 4_000)
+    sends = accepted(database, mails)
     world = hits_of(sends, SENT, seed)
     with database.writing() as session:
         record_hits(session, [seen.hit for seen in world])

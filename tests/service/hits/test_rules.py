@@ -62,7 +62,7 @@ def test_agents_are_told_apart(agent: str, name: str) -> None:
 
 
 def test_changed_rules_are_in_force_at_once(tmp_path: Path) -> None:
-    """The book reads a changed file anew; one that is wrong or gone leaves the last good rules and says so in the log."""
+    """The book reads a changed file anew; one that is wrong or gone leaves the last good rules."""
     path = written(tmp_path / "rules.yaml", version="a")
     book = RuleBook(path)
     first = book.current()
@@ -124,7 +124,10 @@ def test_other_rules_can_be_tried_on_what_was_judged(any_database: Database, tmp
     """Counts of what would be judged otherwise and why; nothing that was judged changes."""
     sends = plan(any_database, subscribe(any_database, 3, now=SENT), now=SENT, state="accepted", finished_at=SENT)
     with any_database.writing() as session:
-        hits = [Hit(send, 5, "GET", BROWSER, SENT + timedelta(seconds=s)) for send, s in zip(sends, (3, 20, 90))]
+        hits = [
+            Hit(send, 5, "GET", BROWSER, SENT + timedelta(seconds=s))
+            for send, s in zip(sends, (3, 20, 90), strict=True)
+        ]
         record_hits(session, hits)
     with any_database.writing() as session:
         settle(session, now=SENT + timedelta(hours=1))
