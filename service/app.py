@@ -21,6 +21,7 @@ from service.api import (
     models,
     outcomes,
     predictions,
+    preferences,
     problems,
     sends,
     stop,
@@ -32,7 +33,7 @@ from service.api.metrics import Measured, Metrics
 from service.clock import Clock, SystemClock
 from service.database import Database
 from service.flow.predict import refresh_serving
-from service.hits import HitBuffer
+from service.hits import HitBuffer, RuleBook
 from service.logs import configure
 from service.served_vectors import VectorLog
 from service.settings import Settings
@@ -62,6 +63,7 @@ def create_app(
         clock=clock,
         serving=serving or Serving(),
         hits=HitBuffer(database),
+        hit_rules=RuleBook(settings.hit_rules),
         vectors=vectors,
         metrics=Metrics(database, clock, vectors),
     )
@@ -84,8 +86,8 @@ def create_app(
     app.state.installation = here
     problems.install(app)
     for noun in (
-        events, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends, models,
-        outcomes, stop, tracking, health,
+        events, preferences, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends,
+        models, outcomes, stop, tracking, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

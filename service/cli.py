@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.commands import campaigns as campaign_commands
+from service.commands import hits as hits_commands
 from service.commands import stop as stop_commands
 from service.commands.shared import (
     AsOf,
@@ -58,6 +59,7 @@ outcomes = _group("outcomes", "What a model may be trained to foretell, as you d
 experiments = _group("experiments", "Experiments: what they asked and what they showed.")
 app.add_typer(campaign_commands.campaigns, name="campaigns")
 app.add_typer(stop_commands.app)
+app.add_typer(hits_commands.group, name="hits")
 keys = _group("keys", "API keys.")
 database_group = _group("db", "The database.")
 simulate = _group("simulate", "The simulator on its own: worlds whose truth is known.")

@@ -9,6 +9,7 @@ consent                deleted; of a person who had unsubscribed the address goe
                        hash: the refusal outlives the erasure
 suppression            stays: keyed hashes
 prediction,            deleted
+preference,
 served_vector, hit
 quarantine, link       deleted where a name or the address stands in them (a link only if it is no page of everybody's)
 campaign               their names leave the audience
@@ -77,6 +78,7 @@ from service.tables import (
     IdentityRow,
     LinkRow,
     PredictionRow,
+    PreferenceRow,
     QuarantineRow,
     SendRow,
     TemplateRow,
@@ -196,6 +198,7 @@ def take_away(session: Session, contact_keys: Collection[int], *, now: datetime)
         )
         session.execute(delete(ConsentRow).where(ConsentRow.contact_key.in_(chunk)))
         session.execute(delete(PredictionRow).where(PredictionRow.contact_key.in_(chunk)))
+        session.execute(delete(PreferenceRow).where(PreferenceRow.contact_key.in_(chunk)))
     forget_served(session, keys)
     events = _forget_events(session, keys, now)
     forget_contexts(session, keys)

@@ -1,4 +1,4 @@
-"""Signed short tokens of opens, clicks and unsubscribes, and the targets that clicks lead to."""
+"""Signed short tokens of opens, clicks, traps and unsubscribes, and the targets that clicks lead to."""
 
 from __future__ import annotations
 
@@ -44,6 +44,22 @@ def sign_unsubscribe(key: str, send_id: int) -> str:
     return _sign(key, b"u", (send_id,))
 
 
+def sign_trap(key: str, send_id: int) -> str:
+    """Token of the link that people do not see."""
+    return _sign(key, b"t", (send_id,))
+
+
+def trap_html(base: str, token: str) -> str:
+    """The link that people do not see, for the end of a mail's body: who follows it reads the source, as scanners do.
+
+    It is hidden from eyes, from screen readers and from the keyboard.
+    """
+    return (
+        '<div style="display:none;max-height:0;overflow:hidden" aria-hidden="true">'
+        f'<a href="{base}/t/{token}" tabindex="-1" rel="nofollow"></a></div>'
+    )
+
+
 def read_open(key: str, token: str) -> int:
     """Send id of an open token.
 
@@ -65,6 +81,17 @@ def read_click(key: str, token: str) -> tuple[int, int]:
     """
     send_id, link_id = _read(key, b"c", token, 2)
     return send_id, link_id
+
+
+def read_trap(key: str, token: str) -> int:
+    """Send id of a trap's token.
+
+    Raises
+    ------
+    BadToken
+        If it was not signed with ``key`` for traps.
+    """
+    return _read(key, b"t", token, 1)[0]
 
 
 def read_unsubscribe(key: str, token: str) -> int:

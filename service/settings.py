@@ -169,6 +169,11 @@ class Settings(BaseSettings):
         return int(begin), int(end)
 
     @cached_property
+    def topic_names(self) -> dict[str, str]:
+        """Topics of the preferences page, in order: name → what people read."""
+        return _parsed_topics(self.topics)
+
+    @cached_property
     def signing_key(self) -> str:
         """Key that signs links; made and kept in HOME on first use."""
         return self._kept_secret(self.secret_key, "secret_key")
@@ -195,6 +200,12 @@ class Settings(BaseSettings):
             fresh.unlink()
         return path.read_text().strip()
 
+    @field_validator("topics")
+    @classmethod
+    def _topics_parse(cls, value: str) -> str:
+        _parsed_topics(value)
+        return value
+
     @field_validator("quiet_hours")
     @classmethod
     def _quiet_hours_parse(cls, value: str) -> str:
@@ -205,6 +216,18 @@ class Settings(BaseSettings):
                     f"{value!r} are no quiet hours; write from-to in local hours such as 22-07, or nothing"
                 )
         return value
+
+
+def _parsed_topics(written: str) -> dict[str, str]:
+    topics: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in written.split(","))):
+        name, equals, says = (piece.strip() for piece in part.partition("="))
+        if not equals or not says or not 0 < len(name) <= 60 or name in topics:
+            raise ValueError(
+                f"{part!r} is no topic; write each once as name=What people read, the name to 60 characters"
+            )
+        topics[name] = says
+    return topics
 
 
 def documentation() -> list[tuple[str, str, str]]:

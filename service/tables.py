@@ -491,6 +491,8 @@ class HitRow(Base):
     user_agent: Mapped[str] = mapped_column(String(300))
     #: Keyed hash of the network address; the address itself is not kept.
     network: Mapped[str | None] = mapped_column(String(32))
+    #: Name of the network in the rules of hits that the address lay in.
+    known_network: Mapped[str | None] = mapped_column(String(40))
     #: The link that people do not see.
     is_trap: Mapped[bool] = mapped_column(default=False)
     at: Mapped[datetime]

@@ -22,7 +22,7 @@ from service.flow.decide import decide
 from service.flow.deliver import Receipts, claim, deliver, may_leave, recover
 from service.flow.render import gather, render
 from service.flow.reward import learn
-from service.hits import settle
+from service.hits import RuleBook, settle
 from service.job_runner import JobRunner
 from service.links import LinkBook
 from service.providers.base import provider_from_url
@@ -88,6 +88,7 @@ class Worker:
         self.lake = lake
         self.provider = provider_from_url(settings.smtp_url, home=settings.home, connections=settings.smtp_connections)
         self._links = LinkBook(database)
+        self._hit_rules = RuleBook(settings.hit_rules)
         self._lake_due_at = clock.now()
         self._lake_failures = 0
         self._lake_lock = threading.Lock()
@@ -111,7 +112,7 @@ class Worker:
         settled = 0
         while True:  # a page of sends a transaction, so that other writers get their turn
             with self.database.writing() as session:
-                hits = settle(session, now=now).hits
+                hits = settle(session, now=now, rules=self._hit_rules.current()).hits
             if not hits:
                 break
             settled += hits

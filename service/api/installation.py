@@ -22,7 +22,7 @@ from service.api.metrics import Metrics
 from service.clock import Clock
 from service.database import Database
 from service.errors import Forbidden, Invalid, NotFound, Unauthorized
-from service.hits import HitBuffer
+from service.hits import HitBuffer, RuleBook
 from service.keys import Key, KeyCache, authenticate
 from service.served_vectors import VectorLog
 from service.settings import Settings
@@ -41,6 +41,7 @@ class Installation:
     clock: Clock
     serving: Serving
     hits: HitBuffer
+    hit_rules: RuleBook
     vectors: VectorLog
     metrics: Metrics
     keys: KeyCache = field(default_factory=KeyCache)

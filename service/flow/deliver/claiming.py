@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.database import database_now
 from service.halts import leaving_allowed
+from service.preferences import weekly_caps
 from service.settings import Settings
 from service.suppression import identities_of, mailable
 from service.tables import CampaignRow, SendRow
@@ -103,7 +104,7 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     late = [send.send_id for send in due if send.not_after < now]
     _close(session, late, "expired", "it was due too late: its last useful moment had passed", now)
     timely = [send for send in due if send.not_after >= now]
-    barred = barred_sends(session, timely, settings.pepper, settings.sandbox)
+    barred = barred_sends(session, timely, settings.pepper, settings.sandbox, now=now)
     barred |= _over_cap(session, timely, barred, now=now, cap=settings.frequency_cap)
     by_reason: dict[str, list[int]] = defaultdict(list)
     for send_id, reason in barred.items():
@@ -134,15 +135,17 @@ def may_leave() -> ColumnElement[bool]:
     return leaving_allowed()
 
 
-def barred_sends(session: Session, sends: Iterable[Any], pepper: str, sandbox: str = "") -> dict[int, str]:
-    """Why these sends may not leave, by send id; those that may are not in it."""
+def barred_sends(
+    session: Session, sends: Iterable[Any], pepper: str, sandbox: str = "", *, now: datetime | None = None
+) -> dict[int, str]:
+    """Why these sends may not leave (at ``now``, if it is given), by send id; those that may are not in it."""
     groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for send in sends:
         groups[send.topic, send.stream].append(send)
     barred: dict[int, str] = {}
     for (topic, stream), group in groups.items():
         keys = [send.contact_key for send in group]
-        reasons = mailable(session, keys, topic, pepper=pepper, stream=stream, sandbox=sandbox)
+        reasons = mailable(session, keys, topic, pepper=pepper, stream=stream, sandbox=sandbox, now=now)
         for send in group:
             reason = reasons[send.contact_key]
             if reason is not None:
@@ -153,14 +156,16 @@ def barred_sends(session: Session, sends: Iterable[Any], pepper: str, sandbox: s
 def _over_cap(
     session: Session, sends: Sequence[Any], barred: dict[int, str], *, now: datetime, cap: int
 ) -> dict[int, str]:
-    """Marketing sends beyond ``cap`` in the last seven days.
+    """Marketing sends beyond ``cap``, or beyond the contact's own wish, in the last seven days.
 
     A planned send counts against those due after it, never against those due before: two workers that claim two sends
     of one contact at once come to the same answer without seeing each other. A correction counts like any mail, but
     may be one more than the cap allows: who got the wrong mail must not go without the right one for it.
     """
     candidates = [send for send in sends if send.stream == "marketing" and send.send_id not in barred]
-    if not cap or not candidates:
+    caps = weekly_caps(session, {send.contact_key for send in candidates}, cap)
+    candidates = [send for send in candidates if send.contact_key in caps]
+    if not candidates:
         return {}
     begin = now - timedelta(days=CAP_DAYS)
     others = session.execute(
@@ -194,7 +199,7 @@ def _over_cap(
             for due_at, send_id in waiting[send.contact_key]
             if (due_at, send_id) < (send.due_at, send.send_id) and send_id not in barred and send_id not in over
         )
-        used, most = spent[send.contact_key] + before, cap + (send.campaign_id in corrections)
+        used, most = spent[send.contact_key] + before, caps[send.contact_key] + (send.campaign_id in corrections)
         if used >= most:
             over[send.send_id] = f"frequency cap: {used} marketing mails in {CAP_DAYS} days, at most {most}"
     return over

@@ -34,7 +34,7 @@ from service.flow.render.template import (
     tidy,
     unescape_target,
 )
-from service.links import is_web_address, sign_click, sign_open, sign_unsubscribe
+from service.links import is_web_address, sign_click, sign_open, sign_trap, sign_unsubscribe, trap_html
 from service.settings import Settings
 from service.tables import ArmRow, ContactRow, DecisionRow, ExperimentRow, TemplateRow
 
@@ -321,6 +321,8 @@ def _finish(
         return tracked(match.group(1).strip())
 
     pixel = f'<img src="{base}/o/{sign_open(key, given.send_id)}" width="1" height="1" alt="" style="display:block">'
+    if given.stream != "transactional":
+        pixel = trap_html(base, sign_trap(key, given.send_id)) + pixel
     html = _LINK.sub(in_html, draft.html).replace(PIXEL, pixel if is_tracked else "", 1)
     text = _LINK.sub(in_text, draft.text)
     try:

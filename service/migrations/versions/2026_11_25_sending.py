@@ -34,6 +34,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("is_canary IS true"),
     )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
+    op.add_column("hit", sa.Column("known_network", sa.String(length=40), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_table(
         "halt",
@@ -95,6 +96,7 @@ def downgrade() -> None:
     for table in ("hygiene_finding", "hygiene", "preference", "departure", "throttle", "halt"):
         op.drop_table(table)
     op.drop_column("hit", "is_trap")
+    op.drop_column("hit", "known_network")
     op.drop_column("hit", "network")
     op.drop_index("ix_send_canary", "send")
     op.drop_column("send", "expected_value")

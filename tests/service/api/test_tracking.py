@@ -76,8 +76,12 @@ def test_a_link_leads_to_its_target(client: Any, mailed: Mailed):
     assert [link is not None for _, link in mailed.hits()] == [True, True]
 
 
-@pytest.mark.parametrize("kind", ["o", "c", "u"])
-@pytest.mark.parametrize("token", ["x", "AAAA", "https:%2F%2Fevil.example", "%00", "ü", "a" * 500])
+@pytest.mark.parametrize("kind", ["o", "c", "t", "u"])
+@pytest.mark.parametrize(
+    "token",
+    ["x", "AAAA", "https:%2F%2Fevil.example", "//evil.example", "%2F%2Fevil.example", "javascript:alert(1)",
+     "..%2F..%2Fv1", "%0d%0aLocation:%20https:%2F%2Fevil.example", "%00", "ü", "a" * 500],
+)  # fmt: skip
 def test_a_token_that_is_not_ours_leads_nowhere(kind: str, token: str, client: Any, mailed: Mailed):
     """404 with a page, never a redirect, nothing recorded, on every path and method."""
     for method in ("GET", "HEAD", *(["POST"] if kind == "u" else [])):
@@ -105,6 +109,7 @@ def test_looking_never_unsubscribes(client: Any, mailed: Mailed):
 
     assert page.status_code == 200
     assert '<form method="post">' in page.text
+    assert client.get(mailed.unsubscribe_path).text == page.text
     assert "set-cookie" not in page.headers
     assert mailed.consent() == "subscribed"
 

@@ -109,9 +109,11 @@ Content-Type: text/html; charset=utf-8
 Content-Transfer-Encoding: quoted-printable
 
 <html><head></head><body><p>Caf=C3=A9 Ann</p><a href=3D"https://mail.shop.e=
-xample/u/B4YUt-NPllVJ7c4">Unsubscribe</a><img src=3D"https://mail.shop.exam=
-ple/o/B-Yg-HwwK4ZbCFE" width=3D"1" height=3D"1" alt=3D"" style=3D"display:b=
-lock"></body></html>
+xample/u/B4YUt-NPllVJ7c4">Unsubscribe</a><div style=3D"display:none;max-hei=
+ght:0;overflow:hidden" aria-hidden=3D"true"><a href=3D"https://mail.shop.ex=
+ample/t/B5-HIYxOspMv1YA" tabindex=3D"-1" rel=3D"nofollow"></a></div><img sr=
+c=3D"https://mail.shop.example/o/B-Yg-HwwK4ZbCFE" width=3D"1" height=3D"1" =
+alt=3D"" style=3D"display:block"></body></html>
 --=_7a9b04c9a795b4dff370e25b--
 """
     assert mail.message_bytes == expected.replace("\n", "\r\n").encode()

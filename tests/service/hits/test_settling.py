@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from features.vocabulary import EMAIL_CLICKED, EMAIL_OPENED, HUMAN_PPM
 from service.database import Database
-from service.hits import Hit, HitBuffer, Settled, record_hits, settle, user_agent_class
+from service.hits import Hit, HitBuffer, Settled, record_hits, settle, shipped_rules
 from service.tables import HitRow
 from tests.service.mailing import events, plan, subscribe
 
@@ -60,7 +60,7 @@ def test_many_hits_are_one_event(any_database: Database) -> None:
         microseconds=1
     )
     properties = json.loads(clicked.properties)
-    assert (properties["link_id"], properties["rule_version"], properties["user_agent_class"]) == (5, 1, "browser")
+    assert (properties["link_id"], properties["rule_version"], properties["user_agent_class"]) == (5, 2, "browser")
 
 
 def test_a_hit_settles_when_it_is_a_minute_old(any_database: Database) -> None:
@@ -117,7 +117,7 @@ def test_the_user_agent_tells_machines(any_database: Database, agent: str, link:
 
 def test_a_phone_that_is_called_cubot_is_no_robot() -> None:
     """Names of devices are not taken for names of robots."""
-    assert user_agent_class("Mozilla/5.0 (Linux; Android 13; CUBOT X70) AppleWebKit/537.36") == "browser"
+    assert shipped_rules().agent("Mozilla/5.0 (Linux; Android 13; CUBOT X70) AppleWebKit/537.36").name == "browser"
 
 
 def test_nobody_clicks_within_five_seconds(any_database: Database) -> None:
