@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.commands import bounces, hygiene
 from service.commands.shared import (
     AsOf,
     Json,
@@ -40,6 +41,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(bounces.app, name="bounces")
+app.add_typer(hygiene.app, name="hygiene")
 
 
 def _group(name: str, says: str) -> typer.Typer:
