@@ -5,7 +5,7 @@ from service.bounces.files import messages_in
 from service.bounces.record import Recorded, record_reports
 from service.bounces.report import LARGEST_MESSAGE, Report, read_report
 from service.bounces.status import Severity, severity_of, severity_told
-from service.bounces.streams import StreamHealth, judge_streams, measure_streams
+from service.bounces.streams import StreamHealth, check_streams, judge_streams, measure_streams
 
 __all__ = [
     "LARGEST_MESSAGE",
@@ -14,6 +14,7 @@ __all__ = [
     "Report",
     "Severity",
     "StreamHealth",
+    "check_streams",
     "judge_streams",
     "measure_streams",
     "messages_in",

@@ -8,8 +8,11 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import case, func, literal, select, union_all
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from service.checks import Check
+from service.database import Database
 from service.halts import halt, halts_in_force, stream_scope
 from service.tables import HaltRow, SendRow
 
@@ -100,6 +103,23 @@ def judge_streams(session: Session, now: datetime) -> list[StreamHealth]:
         elif one.state == "warn":
             log.warning("the %s stream: %s", one.stream, one.says, extra={"action": "stream_warned", **extra})
     return health
+
+
+def check_streams(database: Database, now: datetime) -> Check:
+    """For `kairos doctor`: whether complaints and hard bounces of every stream are low."""
+    try:
+        with database.reading() as session:
+            health = measure_streams(session, now)
+    except SQLAlchemyError:
+        return Check("streams", False, "cannot be looked up while the database does not answer or has no tables")
+    said = "; ".join(f"{one.stream}: {one.says or _figures(one)}" for one in health)
+    return Check("streams", all(one.state != "bad" for one in health), said)
+
+
+def _figures(one: StreamHealth) -> str:
+    if one.state == "few":
+        return f"{one.sends:,} mails so far, too few to judge (from {LEAST_SENDS:,} on)"
+    return f"{one.complaint_rate:.2%} complaints, {one.hard_bounce_rate:.1%} hard bounces of {one.sends:,} mails"
 
 
 def _counts(session: Session, stream: str, since: datetime | None, most: int) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from service.campaigns.drafts import find_campaign
 from service.campaigns.planning import planned_sends
 from service.errors import Conflict
 from service.flow.schedule import write_sends
+from service.sender_checks import check_bulk
 from service.settings import Settings
 from service.tables import SendRow
 from training.serving import Serving
@@ -24,12 +25,13 @@ def schedule_campaign(
     Raises
     ------
     Conflict
-        If the campaign is not a draft.
+        If the campaign is not a draft, or it is bulk mail and the sender's set-up is not green.
     """
     campaign = find_campaign(session, campaign_id, for_update=True)
     if campaign.status != "draft":
         raise Conflict(f"campaign {campaign_id} is {campaign.status}; only a draft can be scheduled")
     sends, _, _ = planned_sends(session, campaign, serving, settings, now)
+    check_bulk(settings, recipients=int((sends.state == "planned").sum()))
     write_sends(session, sends, now=now)
     campaign.status, campaign.scheduled_at = "scheduled", now
     return sends.counts()

@@ -2,7 +2,7 @@
 
 from service.hygiene.addresses import AddressRules, domain_suggestion
 from service.hygiene.behaviour import Engagement, harmful_contacts
-from service.hygiene.look import FINDINGS, Rules, look, rules_of
+from service.hygiene.looks import FINDINGS, Rules, look, rules_of
 from service.hygiene.verdict import apply_look, find_look, revert_look, shown_look
 
 __all__ = [

@@ -148,7 +148,7 @@ def _is_domain(domain: str) -> bool:
 def _is_address(address: str) -> bool:
     try:
         # Domains reserved for tests are allowed, as where addresses come in.
-        validate_email(address, check_deliverability=False, test_environment=True, allow_smtputf8=False)
+        validate_email(address, check_deliverability=False, test_environment=True, allow_smtputf8=False, strict=True)
     except EmailNotValidError:
         return False
     return True

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.bounces.feedback import hmacs_of
 from service.errors import Conflict, Invalid, NotFound
-from service.hygiene.look import CHUNK, FINDINGS
+from service.hygiene.looks import CHUNK, FINDINGS
 from service.logs import redact
 from service.suppression import HYGIENE, release, suppress
 from service.tables import ContactRow, HygieneFindingRow, HygieneRow
