@@ -30,6 +30,7 @@ UNSUBSCRIBED = "Unsubscribed"
 SUBSCRIBED = "Subscribed"
 ARM_SHOWN = "Arm Shown"
 REWARD_RECEIVED = "Reward Received"
+EMAIL_DELIVERED = "Email Delivered"
 
 #: An open or click counts as a person's at or above this (ARCHITECTURE section 9).
 HUMAN_PPM = 500_000
@@ -69,6 +70,7 @@ KINDS: dict[str, EventKind] = {
         EventKind(SUBSCRIBED, "The contact asked for mail."),
         EventKind(ARM_SHOWN, "A decision taken through the API was shown.", "decision_id"),
         EventKind(REWARD_RECEIVED, "A reward for a decision was reported through the API.", "decision_id", "reward"),
+        EventKind(EMAIL_DELIVERED, "A provider says that a mail reached its mailbox.", "send_id"),
     )
 }
 

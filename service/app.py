@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import (
+    bounces,
     campaigns,
     contacts,
     decisions,
@@ -18,6 +19,7 @@ from service.api import (
     events,
     experiments,
     health,
+    hygiene,
     models,
     outcomes,
     predictions,
@@ -87,7 +89,7 @@ def create_app(
     problems.install(app)
     for noun in (
         events, preferences, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends,
-        models, outcomes, stop, tracking, health,
+        models, outcomes, stop, tracking, bounces, hygiene, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

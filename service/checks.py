@@ -8,6 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.database import MIGRATIONS, Database
+from service.halts import halts_in_force
+from service.sender_checks import leaves_this_machine, sender_checks
 from service.settings import Settings
 from service.tables import ServingModelRow
 
@@ -86,6 +88,36 @@ def check_models(database: Database) -> Check:
     if broken:
         return Check("models", False, "; ".join(broken))
     return Check("models", True, ", ".join(f"{row.name} {row.version}" for row in rows) + " serve")
+
+
+def check_halts(database: Database) -> Check:
+    """Whether anything is stopped: everything, a stream, the mail to one mailbox provider."""
+    try:
+        with database.reading() as session:
+            standing = halts_in_force(session)
+    except SQLAlchemyError:
+        return Check("halts", False, "cannot be looked up while the database does not answer or has no tables")
+    if standing:
+        said = "; ".join(f"{row.scope} since {row.halted_at:%Y-%m-%d %H:%M} UTC: {row.reason}" for row in standing)
+        return Check("halts", False, f"{said}; `kairos resume` or POST /v1/resume lifts it")
+    return Check("halts", True, "nothing is stopped")
+
+
+def check_sender(settings: Settings) -> list[Check]:
+    """The sender's set-up, one check a part; where mail does not leave this machine it does not matter."""
+    if not leaves_this_machine(settings):
+        return [Check("sender", True, "mail does not leave this machine, so the sender's set-up is not looked at")]
+    allowed = {name.strip() for name in settings.allow_bulk_despite.split(",")}
+    checks = []
+    for one in sender_checks(settings):
+        says = one.says if one.state == "ok" else f"{one.state}: {one.says}"
+        if one.record:
+            says += f"; publish: {one.record}"
+        is_bad = one.state == "fail" and one.is_required
+        if is_bad and one.name in allowed:
+            says += " (bulk mail leaves in spite of it: KAIROS_ALLOW_BULK_DESPITE)"
+        checks.append(Check(one.name, not is_bad or one.name in allowed, says))
+    return checks
 
 
 def check_mail(settings: Settings) -> Check:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.commands import bounces, hygiene
 from service.commands import campaigns as campaign_commands
 from service.commands import hits as hits_commands
 from service.commands import stop as stop_commands
@@ -43,6 +44,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(bounces.app, name="bounces")
+app.add_typer(hygiene.app, name="hygiene")
 
 
 def _group(name: str, says: str) -> typer.Typer:
@@ -1315,11 +1320,20 @@ def log_clock(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Look at settings, database, lake, models and mail server, and say what to do.
+    """Look at settings, database, lake, models, mail server and the sender's set-up, and say what to do.
 
     Example: kairos doctor
     """
-    from service.checks import Check, check_database, check_lake, check_mail, check_models
+    from service.bounces import check_streams
+    from service.checks import (
+        Check,
+        check_database,
+        check_halts,
+        check_lake,
+        check_mail,
+        check_models,
+        check_sender,
+    )
     from service.database import Database
     from service.settings import Settings
 
@@ -1329,6 +1343,7 @@ def doctor(as_json: Json = False) -> None:
     database = Database(settings.database)
     try:
         checks += [check_database(database), check_lake(settings), check_models(database), check_mail(settings)]
+        checks += [check_halts(database), check_streams(database, datetime.now(UTC)), *check_sender(settings)]
     finally:
         database.close()
     report = {"ok": all(check.ok for check in checks), "checks": [plain(check) for check in checks]}
@@ -1336,7 +1351,7 @@ def doctor(as_json: Json = False) -> None:
         report,
         as_json,
         lambda shown: "\n".join(
-            f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']:9} {check['says']}" for check in shown["checks"]
+            f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']:14} {check['says']}" for check in shown["checks"]
         ),
     )
     if not report["ok"]:

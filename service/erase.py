@@ -10,7 +10,8 @@ consent                deleted; of a person who had unsubscribed the address goe
 suppression            stays: keyed hashes
 prediction,            deleted
 preference,
-served_vector, hit
+served_vector, hit,
+hygiene_finding
 quarantine, link       deleted where a name or the address stands in them (a link only if it is no page of everybody's)
 campaign               their names leave the audience
 send                   cancelled if it was open; keeps key, template, state and times; zone, message id and the
@@ -25,6 +26,7 @@ feature_check,
 scoring
 template, experiment,  stay: written for everybody
 arm, outcome,
+hygiene,
 serving_model,
 api_key, counter,
 cursor, job,
@@ -75,6 +77,7 @@ from service.tables import (
     ErasureRow,
     EventRow,
     HitRow,
+    HygieneFindingRow,
     IdentityRow,
     LinkRow,
     PredictionRow,
@@ -197,6 +200,7 @@ def take_away(session: Session, contact_keys: Collection[int], *, now: datetime)
             .values(occurrence=occurrence)
         )
         session.execute(delete(ConsentRow).where(ConsentRow.contact_key.in_(chunk)))
+        session.execute(delete(HygieneFindingRow).where(HygieneFindingRow.contact_key.in_(chunk)))
         session.execute(delete(PredictionRow).where(PredictionRow.contact_key.in_(chunk)))
         session.execute(delete(PreferenceRow).where(PreferenceRow.contact_key.in_(chunk)))
     forget_served(session, keys)

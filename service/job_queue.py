@@ -17,7 +17,7 @@ from service.errors import NotFound
 from service.tables import CursorRow, JobRow
 
 #: Work of minutes to hours; one at a time in the whole installation. The other kinds take seconds and wait for nobody.
-HEAVY = ("train", "score")
+HEAVY = ("train", "score", "hygiene")
 QUICK = ("promote", "rollback")
 #: A job whose worker died is begun again; one that kills its worker twice is given up.
 ATTEMPTS = 2

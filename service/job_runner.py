@@ -204,6 +204,11 @@ def do_job(database: Database, settings: Settings, kind: str, parameters: dict[s
     if kind == "rollback":
         version = rollback_model(database, settings, parameters["name"], now=now)
         return f"{parameters['name']} version {version} serves again"
+    if kind == "hygiene":
+        from service.hygiene import look, rules_of
+
+        look_id = look(database, settings, rules_of(**parameters["rules"]), now=now, by=parameters["by"])
+        return f"look {look_id} is there to be applied or not"
     use_engine(settings.engine, settings.engine_address)
     lake = Lake(settings.lake, settings.buckets)
     if kind == "score":

@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Literal, TypeVar
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,8 @@ ConsentState = Literal["unknown", "pending", "subscribed", "unsubscribed"]
 STATES = ("unknown", "pending", "subscribed", "unsubscribed")
 EMAIL = "email"
 NOT_IN_SANDBOX = "sandbox: the address is not among those that KAIROS_SANDBOX allows"
+#: Beginning of the source of what a look through the list suppressed; it can be taken back.
+HYGIENE = "hygiene/"
 
 _QUERY_CHUNK = 10_000
 T = TypeVar("T")
@@ -66,7 +68,11 @@ def address_hmac(pepper: str, address: str) -> str:
 
 
 def suppress(session: Session, hmacs: Iterable[str], *, reason: str, source: str, now: datetime) -> int:
-    """How many addresses were newly put on the suppression list; one that is on it keeps its first reason.
+    """How many addresses were put on the suppression list, or are on it now for a stronger reason.
+
+    What is on the list keeps its reason, with two exceptions. What list hygiene put there gives way to any other
+    reason, because hygiene can be taken back and that reason must outlive it. And ``unsubscribed``, which bars
+    marketing mail only, gives way to what bars all mail.
 
     Parameters
     ----------
@@ -81,11 +87,38 @@ def suppress(session: Session, hmacs: Iterable[str], *, reason: str, source: str
     if not rows:
         return 0
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    is_hygiene = source.startswith(HYGIENE)
+    weaker = SuppressionRow.source.startswith(HYGIENE, autoescape=True)
+    if reason != "unsubscribed":
+        weaker = weaker | (SuppressionRow.reason == "unsubscribed")
     added = 0
     for chunk in _chunks(rows, 1_000):
-        statement = dialect.insert(SuppressionRow).values(chunk).on_conflict_do_nothing()
+        statement = dialect.insert(SuppressionRow).values(chunk)
+        if is_hygiene:
+            statement = statement.on_conflict_do_nothing()
+        else:
+            given = statement.excluded
+            statement = statement.on_conflict_do_update(
+                index_elements=[SuppressionRow.address_hmac],
+                set_={"reason": given.reason, "source": given.source, "at": given.at},
+                where=weaker,
+            )
         added += len(session.execute(statement.returning(SuppressionRow.address_hmac)).all())
     return added
+
+
+def release(session: Session, source: str) -> int:
+    """How many addresses were taken off the list again: those, and only those, that ``source`` put there.
+
+    Raises
+    ------
+    ValueError
+        If the source is not list hygiene: no other reason is ever taken back in bulk.
+    """
+    if not source.startswith(HYGIENE):
+        raise ValueError(f"{source!r} cannot be taken back; only what begins with {HYGIENE} can")
+    gone = delete(SuppressionRow).where(SuppressionRow.source == source).returning(SuppressionRow.address_hmac)
+    return len(session.execute(gone).all())
 
 
 def set_consent(session: Session, changes: Sequence[Consent], *, now: datetime) -> int:

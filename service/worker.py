@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from features.lake import Lake
+from service.bounces import judge_streams
 from service.campaigns import is_canary_watched, judge_canaries
 from service.clock import Clock
 from service.database import Database
@@ -43,6 +44,8 @@ LEASE_SECONDS = 300.0
 LEARNED_AT_ONCE = 2_000
 LAKE_INTERVAL = timedelta(minutes=15)
 IDLE_SECONDS = 1.0
+#: Complaints and bounces of the streams are looked at this often.
+STREAMS_INTERVAL = timedelta(minutes=1)
 #: The daily round of the feature store is looked at this often; a stop waits for it at most so long.
 DAILY_INTERVAL = timedelta(minutes=15)
 DAILY_STOP_SECONDS = 30.0
@@ -97,6 +100,7 @@ class Worker:
         self._canaries_judged_at = clock.now() - CANARY_INTERVAL
         #: Harm may have been learned that nobody has judged yet: at the start, by a worker before this one.
         self._is_guard_due = True
+        self._streams_due_at = clock.now()
 
     async def work(self) -> Round:
         """One round: what has settled is learned before what falls due is decided."""
@@ -127,6 +131,10 @@ class Worker:
         paused = self._guard(now) if self._is_guard_due else 0
         self._is_guard_due = False
         self._judge_canaries(now)
+        if now >= self._streams_due_at:
+            self._streams_due_at = now + STREAMS_INTERVAL
+            with self.database.writing() as session:
+                judge_streams(session, now)
         with self.database.writing() as session:
             decided = decide(session, now=now, look_ahead=DECIDE_AHEAD, limit=self._room(session, now))
         return settled, learned, paused, len(decided.send_ids)

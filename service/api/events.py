@@ -102,6 +102,7 @@ def _take(here: Installation, call: str, raw: bytes, request: Request) -> Respon
             imported=call == "import",
             default_timezone=here.settings.timezone,
             currency=here.settings.currency,
+            pepper=here.settings.pepper,
         )
     for outcome, count in (
         ("stored", done.stored),

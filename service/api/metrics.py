@@ -1,10 +1,12 @@
-"""Prometheus metrics: requests, events, sends by state, the feature store's newest check, the models' quality."""
+"""Prometheus metrics: requests, events, sends by state, how sending goes, the feature store's newest check, the models' quality."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter as Counted
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -14,10 +16,12 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.bounces.streams import LEAST_SENDS, STREAMS, measure_streams
 from service.clock import Clock
 from service.database import Database
 from service.experiments import arms_by_status
 from service.feature_checks import latest_check
+from service.halts import halts_in_force
 from service.model_quality import newest_judged, running_test
 from service.served_vectors import VectorLog
 from service.tables import SendRow, ServingModelRow
@@ -44,6 +48,7 @@ class Metrics:
         for outcome in ("stored", "duplicate", "quarantined"):
             self.events.labels(outcome)
         self.registry.register(_SendsByState(database))
+        self.registry.register(_Sending(database, clock))
         self.registry.register(_ArmsByStatus(database))
         self.registry.register(_FeatureStore(database, clock, vectors))
         self.registry.register(_Models(database))
@@ -67,6 +72,54 @@ class _SendsByState(Collector):
         except SQLAlchemyError as error:  # the other metrics are worth having while the database is away
             log.warning("sends are not counted: %s", error, extra={"action": "metrics_without_sends"})
         return [family]
+
+
+class _Sending(Collector):
+    """How sending goes: what waits, how fast mails leave, what is stopped, what comes back."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def describe(self) -> Iterable[Metric]:
+        return [GaugeMetricFamily("kairos_queue_lag_seconds", "Since the oldest planned send fell due.")]
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._clock.now()
+        minute_ago = now - timedelta(minutes=1)
+        try:
+            with self._database.reading() as session:
+                oldest = session.scalar(select(func.min(SendRow.due_at)).where(SendRow.state == "planned"))
+                left = {
+                    stream: session.scalar(
+                        select(func.count()).where(
+                            SendRow.stream == stream, SendRow.state == "accepted", SendRow.finished_at > minute_ago
+                        )
+                    )
+                    for stream in STREAMS
+                }
+                halts = Counted(row.scope.partition(":")[0] for row in halts_in_force(session))
+                health = measure_streams(session, now, newest=LEAST_SENDS)
+        except SQLAlchemyError as error:
+            log.warning("sending is not measured: %s", error, extra={"action": "metrics_without_sending"})
+            return
+        lag = max(0.0, (now - oldest).total_seconds()) if oldest is not None else 0.0
+        yield GaugeMetricFamily("kairos_queue_lag_seconds", "Since the oldest planned send fell due.", value=lag)
+        rate = GaugeMetricFamily("kairos_sends_per_minute", "Mails accepted in the last minute.", labels=["stream"])
+        complaints = GaugeMetricFamily(
+            "kairos_complaint_rate", f"Complaints among the newest {LEAST_SENDS:,} sends, 0-1.", labels=["stream"]
+        )
+        bounces = GaugeMetricFamily(
+            "kairos_hard_bounce_rate", f"Hard bounces among the newest {LEAST_SENDS:,} sends, 0-1.", labels=["stream"]
+        )
+        for one in health:
+            rate.add_metric([one.stream], left[one.stream] or 0)
+            complaints.add_metric([one.stream], one.complaint_rate)
+            bounces.add_metric([one.stream], one.hard_bounce_rate)
+        stopped = GaugeMetricFamily("kairos_halts", "Halts in force, by what they stop.", labels=["scope"])
+        for scope in ("everything", "stream", "mailbox"):
+            stopped.add_metric([scope], halts[scope])
+        yield from (rate, complaints, bounces, stopped)
 
 
 class _ArmsByStatus(Collector):

@@ -16,6 +16,7 @@ from service.errors import Conflict, Invalid
 from service.flow.schedule import write_sends
 from service.halts import EVERYTHING, halt, halts_in_force, lift, mailbox_scope, stream_scope, take_back
 from service.mailboxes import DOMAINS, OTHER
+from service.sender_checks import check_bulk
 from service.settings import Settings
 from service.tables import CampaignRow, SendRow
 from training.serving import Serving
@@ -41,13 +42,15 @@ def schedule_campaign(
     Raises
     ------
     Conflict
-        If the campaign is not a draft, or goes to more than `Settings.approval_above` contacts without approval.
+        If the campaign is not a draft, goes to more than `Settings.approval_above` contacts without approval, or is
+        bulk mail and the sender's set-up is not green.
     """
     campaign = find_campaign(session, campaign_id, for_update=True)
     if campaign.status != "draft":
         raise Conflict(f"campaign {campaign_id} is {campaign.status}; only a draft can be scheduled")
     sends, _, _ = planned_sends(session, campaign, serving, settings, now)
     check_approval(session, campaign, int((sends.state == "planned").sum()), settings.approval_above)
+    check_bulk(settings, recipients=int((sends.state == "planned").sum()))
     write_sends(session, sends, now=now)
     _turn(campaign, "scheduled", None, by, now)
     campaign.scheduled_at = now

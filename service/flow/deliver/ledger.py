@@ -212,6 +212,8 @@ class Ledger:
         bad = [entry for entry in entries if entry.is_bad_address and entry.email is not None]
         if bad:
             hmacs = [address_hmac(self._pepper, entry.email.recipient) for entry in bad if entry.email]
+            returned = [entry.send.send_id for entry in bad]
+            session.execute(update(SendRow).where(SendRow.send_id.in_(returned)).values(bounce="hard"))
             suppress(session, hmacs, reason="hard_bounce", source="smtp", now=bad[0].at)
         events = _events(session, entries, self._models)
         if events:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from features import contacts, events
-from features.tables import to_micros
+from features.tables import from_micros, to_micros
+from features.vocabulary import EMAIL_BOUNCED, EMAIL_COMPLAINED, EMAIL_DELIVERED
+from service.bounces import Feedback, severity_told, take_feedback
 from service.flow.ingest.message import INTERNAL, Message, kept_body, read_message
 from service.flow.ingest.values import (
     MAX_MINOR,
@@ -25,7 +27,7 @@ from service.flow.ingest.values import (
     valid_address,
 )
 from service.suppression import Consent, consent_states, set_consent
-from service.tables import ConsentRow, ContactRow, EventRow, IdentityRow, QuarantineRow
+from service.tables import ConsentRow, ContactRow, EventRow, IdentityRow, QuarantineRow, SendRow
 
 __all__ = [
     "INTERNAL",
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: Topic of consent that a message states without naming one.
 DEFAULT_TOPIC = "marketing"
+#: What providers tell of a mail of ours.
+_OF_A_MAIL = (EMAIL_BOUNCED, EMAIL_COMPLAINED, EMAIL_DELIVERED)
 #: Values in one IN list; SQLite takes 32,766 parameters a statement.
 _CHUNK = 10_000
 T = TypeVar("T")
@@ -81,6 +85,7 @@ def ingest(
     imported: bool = False,
     default_timezone: str = "UTC",
     currency: str = "GBP",
+    pepper: str | None = None,
 ) -> Ingested:
     """What was stored, what was known already and what was set aside; one bad message costs its batch nothing.
 
@@ -104,9 +109,13 @@ def ingest(
         IANA zone of contacts that have none.
     currency : str
         ISO 4217 code of the installation; amounts in others are kept in the properties and not summed.
+    pepper : str or None
+        Keys the suppression list, for bounces and complaints; without it a batch that holds one is refused.
 
     Raises
     ------
+    ValueError
+        If the batch holds a bounce or a complaint and there is no ``pepper``.
     ClockWentBackwards
         If ``now`` is more than 5 minutes behind the log's newest event; nothing is stored then, clients send again.
 
@@ -136,6 +145,11 @@ def ingest(
         _learn_traits(session, ordered, keys, now)
         zones = _zones(session, ordered, keys, now)
         # Contact rows before the consent ledger's counter, the log's lock last: every writer takes them in this order.
+        ordered, feedback = _without_others_mails(session, ordered, keys)
+        if feedback:
+            if pepper is None:
+                raise ValueError("a bounce or complaint came in without the pepper; pass the installation's")
+            take_feedback(session, feedback, source=source, pepper=pepper, now=now)
         _change_consent(session, ordered, keys, source, now)
         appended = events.append(
             session,
@@ -240,6 +254,46 @@ def _change_consent(
         if state == "unsubscribed" or states[key] not in ("unsubscribed", "subscribed")
     ]
     set_consent(session, changes, now=now)
+
+
+def _without_others_mails(
+    session: Session, messages: Sequence[Message], keys: dict[str, int]
+) -> tuple[list[Message], list[Feedback]]:
+    """The messages, and the bounces and complaints among them.
+
+    One that names a mail counts for that mail only if it went to the contact; else it is of the contact alone: nobody
+    can blame a mail to somebody else.
+    """
+    named = {
+        int(message.ref)
+        for message in messages
+        if message.kind in _OF_A_MAIL and message.ref and message.ref.isdecimal() and len(message.ref) < 19
+    }
+    owners: dict[str, int] = {}
+    for chunk in _chunks(sorted(named), _CHUNK):
+        query = select(SendRow.send_id, SendRow.contact_key).where(SendRow.send_id.in_(chunk))
+        owners.update({str(send_id): key for send_id, key in session.execute(query)})
+    checked, feedback = [], []
+    for message in messages:
+        if message.kind in _OF_A_MAIL:
+            key = keys[message.identity]
+            ref = message.ref if message.ref is not None and owners.get(message.ref) == key else None
+            message = replace(message, ref=ref)
+            if message.kind != EMAIL_DELIVERED:
+                feedback.append(
+                    Feedback(
+                        contact_key=key,
+                        send_id=int(ref) if ref is not None else None,
+                        kind=_kind_of(message),
+                        occurred_at=from_micros(message.occurred_at),
+                    )
+                )
+        checked.append(message)
+    return checked, feedback
+
+
+def _kind_of(message: Message) -> Literal["hard", "soft", "policy", "complaint"]:
+    return "complaint" if message.kind == EMAIL_COMPLAINED else severity_told(message.properties or {})
 
 
 def _topics(session: Session, contact_keys: set[int]) -> dict[int, list[str]]:

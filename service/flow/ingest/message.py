@@ -29,15 +29,14 @@ TYPES = ("track", "identify", "page", "screen", "group", "alias")
 #: Source of events that Kairos itself emits; only these may bear the reserved names.
 INTERNAL = "kairos"
 
-#: Names that Kairos emits itself: from outside they could forge a send, an answer or a reward.
+#: Names that Kairos emits itself: from outside they could forge a send, an answer or a reward. (Bounces and complaints
+#: may come from outside, from a provider's events: they can only stop mail, and `ingest` checks the mail they name.)
 EMITTED = frozenset(
     {
         vocabulary.EMAIL_SENT,
         vocabulary.EMAIL_WITHHELD,
         vocabulary.EMAIL_OPENED,
         vocabulary.EMAIL_CLICKED,
-        vocabulary.EMAIL_BOUNCED,
-        vocabulary.EMAIL_COMPLAINED,
         vocabulary.ARM_SHOWN,
         vocabulary.REWARD_RECEIVED,
     }

@@ -33,6 +33,16 @@ def upgrade() -> None:
         sqlite_where=sa.text("is_canary IS 1"),
         postgresql_where=sa.text("is_canary IS true"),
     )
+    op.add_column("send", sa.Column("bounce", sa.String(length=8), nullable=True))
+    op.add_column("send", sa.Column("complained_at", sa.BigInteger(), nullable=True))
+    op.create_index(
+        "ix_send_finished",
+        "send",
+        ["stream", "state", "finished_at", "bounce", "complained_at"],
+        unique=False,
+        sqlite_where=sa.text("finished_at IS NOT NULL"),
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
+    )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("known_network", sa.String(length=40), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
@@ -99,6 +109,9 @@ def downgrade() -> None:
     op.drop_column("hit", "known_network")
     op.drop_column("hit", "network")
     op.drop_index("ix_send_canary", "send")
+    op.drop_index("ix_send_finished", "send")
+    op.drop_column("send", "complained_at")
+    op.drop_column("send", "bounce")
     op.drop_column("send", "expected_value")
     op.drop_column("send", "mailbox")
     op.drop_column("send", "is_canary")

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from features.tables import from_micros
 from service.database import Database
 from service.flow.ingest import INTERNAL, Ingested, ingest
-from service.suppression import Consent, consent_states, set_consent
-from service.tables import ContactRow, EventRow, IdentityRow, QuarantineRow
+from service.suppression import Consent, address_hmac, consent_states, set_consent
+from service.tables import ContactRow, EventRow, IdentityRow, QuarantineRow, SendRow, SuppressionRow
+from tests.service.mailing import plan
 
 
 def order(message_id: str = "m1", **changes: Any) -> dict[str, Any]:
@@ -312,3 +313,104 @@ def test_a_zone_that_nobody_told_is_inferred_and_gives_way_to_one_that_was(any_d
         second = contact(session)
         assert (second.timezone, second.timezone_source) == ("Europe/Berlin", "explicit")
         assert {row.hour_of_week for row in session.scalars(select(EventRow).where(EventRow.kind == "Page"))} == {4}
+
+
+# -- what providers tell of our mail -----------------------------------------------------------------------------------
+
+PEPPER = "pepper"
+
+
+def told(event: str, message_id: str, user_id: str = "42", **properties: Any) -> dict[str, Any]:
+    return order(message_id, event=event, userId=user_id, timestamp="2026-03-02T08:00:00Z", properties=properties)
+
+
+def stopped(session: Session) -> dict[str, str]:
+    return dict(session.execute(select(SuppressionRow.source, SuppressionRow.reason)).all())
+
+
+def with_address(session: Session, now: datetime, *user_ids: str) -> None:
+    put(
+        session,
+        [
+            {"type": "identify", "userId": user_id, "traits": {"email": f"{user_id}@shop.example"}}
+            for user_id in user_ids
+        ],
+        now - timedelta(days=60),
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "properties", "reason"),
+    [
+        ("Email Marked as Spam", {}, "complaint"),
+        ("Email Bounced", {"is_permanent": True}, "hard_bounce"),
+        ("Email Bounced", {"type": "hard", "reason": "550 5.1.1 unknown"}, "hard_bounce"),
+        ("Email Bounced", {"status": "5.1.1"}, "hard_bounce"),
+        ("Email Bounced", {"is_permanent": False}, None),
+        ("Email Bounced", {"is_permanent": True, "code": "550 5.7.1 blocked"}, None),
+        ("Email Bounced", {}, None),
+    ],
+)
+def test_a_complaint_or_hard_bounce_stops_the_address_at_once(
+    event: str, properties: dict[str, Any], reason: str | None, any_database: Database, now: datetime
+):
+    """In the same transaction as the event; the list holds no address, the log no words with one."""
+    with any_database.writing() as session:
+        with_address(session, now, "42")
+        report = put(session, [told(event, "b1", **properties)], now, pepper=PEPPER)
+
+        assert (report.stored, report.quarantined) == (1, ())
+        assert stopped(session) == ({"segment": reason} if reason else {})
+        expected = [address_hmac(PEPPER, "42@shop.example")] if reason else []
+        assert session.scalars(select(SuppressionRow.address_hmac)).all() == expected
+
+
+def test_three_soft_bounces_in_one_batch_or_three_stop_the_address(any_database: Database, now: datetime):
+    """Those of the log and those that come count together; delivered again they do not count again."""
+    with any_database.writing() as session:
+        with_address(session, now, "a", "b", "c")
+        soft = [told("Email Bounced", f"{user}{i}", user, is_permanent=False) for user in "ab" for i in range(2)]
+        put(session, soft, now, pepper=PEPPER)
+        put(session, soft, now, pepper=PEPPER)
+        assert stopped(session) == {}
+        put(session, [told("Email Bounced", "a2", "a", is_permanent=False)], now, pepper=PEPPER)
+        put(session, [told("Email Bounced", f"c{i}", "c", is_permanent=False) for i in range(3)], now, pepper=PEPPER)
+        digests = set(session.scalars(select(SuppressionRow.address_hmac)))
+
+        assert digests == {address_hmac(PEPPER, f"{user}@shop.example") for user in "ac"}
+
+
+def test_an_event_marks_only_a_mail_of_its_own_contact(any_database: Database, now: datetime):
+    """A bounce of a contact's own mail is in the ledger; one that names somebody else's mail blames nobody."""
+    with any_database.writing() as session:
+        with_address(session, now, "a", "b")
+    with any_database.reading() as session:
+        mine, other = contact(session, "a").contact_key, contact(session, "b").contact_key
+    first, second = plan(any_database, [mine, other], now=now, state="accepted")
+    with any_database.writing() as session:
+        put(session, [told("Email Marked as Spam", "1", "a", send_id=str(first))], now, pepper=PEPPER)
+        put(session, [told("Email Marked as Spam", "2", "a", send_id=str(second))], now, pepper=PEPPER)
+        put(session, [told("Email Bounced", "3", "b", send_id=second, is_permanent=True)], now, pepper=PEPPER)
+        put(session, [told("Email Delivered", "4", "b", send_id=str(first))], now, pepper=PEPPER)
+        put(session, [told("Email Bounced", "5", "b", send_id="9" * 30, is_permanent=False)], now, pepper=PEPPER)
+        marks = {
+            row.send_id: (row.bounce, row.complained_at is not None)
+            for row in session.execute(select(SendRow.send_id, SendRow.bounce, SendRow.complained_at))
+        }
+        refs = session.execute(
+            select(EventRow.message_id, EventRow.ref).where(EventRow.kind.like("Email%")).order_by(EventRow.message_id)
+        ).all()
+
+    assert marks == {first: (None, True), second: ("hard", False)}
+    assert [tuple(row) for row in refs] == [
+        ("segment/1", str(first)), ("segment/2", None), ("segment/3", str(second)), ("segment/4", None),
+        ("segment/5", None),
+    ]  # fmt: skip
+
+
+def test_without_the_pepper_a_bounce_is_refused_whole(database: Database, now: datetime):
+    """A caller that could not suppress must not lose the bounce."""
+    with pytest.raises(ValueError, match="pepper"), database.writing() as session:
+        put(session, [told("Email Bounced", "b1", is_permanent=True)], now)
+    with database.reading() as session:
+        assert session.scalars(select(EventRow)).all() == []
