@@ -18,6 +18,7 @@ from service.api import (
     events,
     experiments,
     health,
+    messages,
     models,
     outcomes,
     predictions,
@@ -84,7 +85,7 @@ def create_app(
     problems.install(app)
     for noun in (
         events, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends, models,
-        outcomes, tracking, health,
+        messages, outcomes, tracking, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

@@ -1313,7 +1313,7 @@ def doctor(as_json: Json = False) -> None:
 
     Example: kairos doctor
     """
-    from service.checks import Check, check_database, check_lake, check_mail, check_models
+    from service.checks import Check, check_database, check_lake, check_mail, check_models, check_signing
     from service.database import Database
     from service.settings import Settings
 
@@ -1323,6 +1323,7 @@ def doctor(as_json: Json = False) -> None:
     database = Database(settings.database)
     try:
         checks += [check_database(database), check_lake(settings), check_models(database), check_mail(settings)]
+        checks.append(check_signing(settings))
     finally:
         database.close()
     report = {"ok": all(check.ok for check in checks), "checks": [plain(check) for check in checks]}

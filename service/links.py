@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ from service.tables import LinkRow
 CODE_BYTES = 10
 #: Largest number that a token carries (the databases' own limit).
 LARGEST_ID = 2**63 - 1
+#: Characters of the longest text that is looked at as a token.
+LONGEST_TOKEN = 60
+_NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\]")
 _QUERY_CHUNK = 5_000
 
 
@@ -42,6 +46,11 @@ def sign_click(key: str, send_id: int, link_id: int) -> str:
 def sign_unsubscribe(key: str, send_id: int) -> str:
     """Token that unsubscribes the contact of a send from the send's topic."""
     return _sign(key, b"u", (send_id,))
+
+
+def sign_bounce(key: str, send_id: int) -> str:
+    """Token of a send's return path; only 0-9 and a-v in it, because relays may change the case of a local part."""
+    return base64.b32hexencode(_sign_bytes(key, b"b", (send_id,))).rstrip(b"=").decode().lower()
 
 
 def read_open(key: str, token: str) -> int:
@@ -76,6 +85,27 @@ def read_unsubscribe(key: str, token: str) -> int:
         If it was not signed with ``key`` for unsubscribing.
     """
     return _read(key, b"u", token, 1)[0]
+
+
+def read_bounce(key: str, token: str) -> int:
+    """Send id of a return path's token, in whatever case it comes back.
+
+    Raises
+    ------
+    BadToken
+        If it was not signed with ``key`` for bounces.
+    """
+    token = token.lower()
+    if len(token) > LONGEST_TOKEN or not token.isascii():
+        raise _refused()
+    try:
+        packed = base64.b32hexdecode(token.upper() + "=" * (-len(token) % 8))
+    except (binascii.Error, ValueError):
+        raise _refused() from None
+    (send_id,) = _unpack(packed[:-CODE_BYTES], 1)
+    if not hmac.compare_digest(sign_bounce(key, send_id), token):
+        raise _refused()
+    return send_id
 
 
 def link_ids(session: Session, urls: Iterable[str]) -> dict[str, int]:
@@ -138,6 +168,7 @@ def link_url(session: Session, link_id: int) -> str | None:
     return session.execute(select(LinkRow.url).where(LinkRow.link_id == link_id)).scalar_one_or_none()
 
 
+@lru_cache(maxsize=8_192)
 def is_web_address(url: str) -> bool:
     """Whether ``url`` is an absolute http(s) address without control characters or white space.
 
@@ -146,7 +177,7 @@ def is_web_address(url: str) -> bool:
     >>> is_web_address("https://shop.example/a?b=1"), is_web_address("javascript:alert(1)"), is_web_address("//evil")
     (True, False, False)
     """
-    if any(ord(sign) <= 32 or ord(sign) == 127 for sign in url) or "\\" in url:
+    if _NOT_IN_A_URL.search(url):
         return False
     try:
         parts = urlsplit(url)
@@ -177,7 +208,7 @@ def _keyed(key: str, purpose: bytes) -> hashlib.blake2b:
     )
 
 
-def _sign(key: str, purpose: bytes, numbers: tuple[int, ...]) -> str:
+def _sign_bytes(key: str, purpose: bytes, numbers: tuple[int, ...]) -> bytes:
     packed = bytearray()
     for number in numbers:
         if not 0 <= number <= LARGEST_ID:
@@ -188,27 +219,39 @@ def _sign(key: str, purpose: bytes, numbers: tuple[int, ...]) -> str:
         packed.append(number)
     code = _keyed(key, purpose).copy()
     code.update(packed)
-    return base64.urlsafe_b64encode(bytes(packed) + code.digest()).rstrip(b"=").decode()
+    return bytes(packed) + code.digest()
+
+
+def _sign(key: str, purpose: bytes, numbers: tuple[int, ...]) -> str:
+    return base64.urlsafe_b64encode(_sign_bytes(key, purpose, numbers)).rstrip(b"=").decode()
 
 
 def _read(key: str, purpose: bytes, token: str, count: int) -> list[int]:
-    refused = BadToken("this link is not one of ours, or it was cut off; use the link exactly as it stands in the mail")
-    if len(token) > 60 or not token.isascii():
-        raise refused
+    if len(token) > LONGEST_TOKEN or not token.isascii():
+        raise _refused()
     try:
-        body = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))[:-CODE_BYTES]
+        packed = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
     except (binascii.Error, ValueError):
-        raise refused from None
+        raise _refused() from None
+    numbers = _unpack(packed[:-CODE_BYTES], count)
+    # Signing again and comparing leaves exactly one spelling of each token.
+    if not hmac.compare_digest(_sign(key, purpose, tuple(numbers)).encode(), token.encode()):
+        raise _refused()
+    return numbers
+
+
+def _unpack(packed: bytes, count: int) -> list[int]:
     numbers, number, shift = [], 0, 0
-    for byte in body:
+    for byte in packed:
         number |= (byte & 0x7F) << shift
         shift += 7
         if not byte & 0x80:
             numbers.append(number)
             number, shift = 0, 0
     if shift or len(numbers) != count or max(numbers) > LARGEST_ID:
-        raise refused
-    # Signing again and comparing leaves exactly one spelling of each token.
-    if not hmac.compare_digest(_sign(key, purpose, tuple(numbers)).encode(), token.encode()):
-        raise refused
+        raise _refused()
     return numbers
+
+
+def _refused() -> BadToken:
+    return BadToken("this link is not one of ours, or it was cut off; use the link exactly as it stands in the mail")

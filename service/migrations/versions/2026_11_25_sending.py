@@ -23,6 +23,7 @@ def upgrade() -> None:
     op.add_column("send", sa.Column("is_canary", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("send", sa.Column("mailbox", sa.String(length=24), nullable=True))
     op.add_column("send", sa.Column("expected_value", sa.Float(), nullable=True))
+    op.add_column("send", sa.Column("variables", sa.JSON(), nullable=True))
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_table(
@@ -86,6 +87,7 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_column("hit", "is_trap")
     op.drop_column("hit", "network")
+    op.drop_column("send", "variables")
     op.drop_column("send", "expected_value")
     op.drop_column("send", "mailbox")
     op.drop_column("send", "is_canary")
