@@ -20,6 +20,7 @@ from service.api import (
     experiments,
     health,
     hygiene,
+    messages,
     models,
     outcomes,
     predictions,
@@ -89,7 +90,7 @@ def create_app(
     problems.install(app)
     for noun in (
         events, preferences, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends,
-        models, outcomes, stop, tracking, bounces, hygiene, health,
+        messages, models, outcomes, stop, tracking, bounces, hygiene, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

@@ -120,6 +120,22 @@ def check_sender(settings: Settings) -> list[Check]:
     return checks
 
 
+def check_signing(settings: Settings) -> Check:
+    """Whether mails can be signed, where the installation is to sign them itself."""
+    from email.utils import parseaddr
+
+    from service.dkim import signer_of
+
+    domain = parseaddr(settings.from_address)[1].rpartition("@")[2]
+    try:
+        signer = signer_of(settings, domain)
+    except ValueError as error:
+        return Check("signing", False, str(error))
+    if signer is None:
+        return Check("signing", True, "is left to the relay; KAIROS_DKIM_KEY_FILE lets Kairos sign")
+    return Check("signing", True, f"signs for {signer.domain}; its record belongs at {signer.selector}._domainkey")
+
+
 def check_mail(settings: Settings) -> Check:
     """Whether the mail server lets us in. Nothing is sent."""
     import smtplib

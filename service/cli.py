@@ -1333,6 +1333,7 @@ def doctor(as_json: Json = False) -> None:
         check_mail,
         check_models,
         check_sender,
+        check_signing,
     )
     from service.database import Database
     from service.settings import Settings
@@ -1343,6 +1344,7 @@ def doctor(as_json: Json = False) -> None:
     database = Database(settings.database)
     try:
         checks += [check_database(database), check_lake(settings), check_models(database), check_mail(settings)]
+        checks.append(check_signing(settings))
         checks += [check_halts(database), check_streams(database, datetime.now(UTC)), *check_sender(settings)]
     finally:
         database.close()

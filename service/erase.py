@@ -14,8 +14,8 @@ served_vector, hit,
 hygiene_finding
 quarantine, link       deleted where a name or the address stands in them (a link only if it is no page of everybody's)
 campaign               their names leave the audience
-send                   cancelled if it was open; keeps key, template, state and times; zone, message id and the
-                       provider's words go
+send                   cancelled if it was open; keeps key, template, state and times; zone, message id,
+                       variables and the provider's words go
 decision               keeps key, arm, propensity and times; segment, context and the caller's own word for the
                        occasion go
 credit                 deleted: which order it was
@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote_plus
 
-from sqlalchemy import case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import case, delete, func, insert, literal, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from features.contacts import find
@@ -428,6 +428,7 @@ def _end_sends(session: Session, keys: Sequence[int], now: datetime) -> tuple[in
                 reason=REASON,
                 timezone="UTC",
                 message_id=None,
+                variables=null(),
             )
         )
         hits = list(

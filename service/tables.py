@@ -358,6 +358,8 @@ class SendRow(Base):
     mailbox: Mapped[str | None] = mapped_column(String(24))
     #: What the plan's objective expected of the mail at its hour.
     expected_value: Mapped[float | None]
+    #: Values that came with a message for its template; they go with an erased contact.
+    variables: Mapped[dict[str, Any] | None]
     decided_at: Mapped[datetime | None]
     #: Raised at each claim: a worker that lost its lease can no longer write.
     lease_token: Mapped[int] = mapped_column(default=0)

@@ -21,7 +21,7 @@ from service.database import Database
 from service.experiments import harmful_arms, pause_harmful
 from service.flow.decide import decide
 from service.flow.deliver import Receipts, claim, deliver, may_leave, recover
-from service.flow.render import gather, render
+from service.flow.render import check_sender, gather, render
 from service.flow.reward import learn
 from service.hits import RuleBook, settle
 from service.job_runner import JobRunner
@@ -89,6 +89,7 @@ class Worker:
         self.settings = settings
         self.clock = clock
         self.lake = lake
+        check_sender(settings, now=clock.now())
         self.provider = provider_from_url(settings.smtp_url, home=settings.home, connections=settings.smtp_connections)
         self._links = LinkBook(database)
         self._hit_rules = RuleBook(settings.hit_rules)

@@ -32,6 +32,8 @@ from service.campaigns import (
     schedule_campaign,
 )
 from service.keys import Key
+from service.link_check import check_links
+from service.rehearsal import MOST_SAMPLES, rehearse_campaign
 from service.tables import CampaignRow
 
 router = APIRouter(prefix="/v1/campaigns", tags=["campaigns"])
@@ -181,13 +183,29 @@ def change(
         return campaign_details(edit_campaign(session, campaign_id, body.model_dump(exclude_none=True), by=key.key_id))
 
 
+class PlanBody(BaseModel):
+    """How closely to look."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    samples: int = Field(6, ge=1, le=MOST_SAMPLES, description="mails to show, of typical and of awkward contacts")
+    check_links: bool = Field(False, description="ask each web address whether it answers")
+
+
 @router.post("/{campaign_id}/plan", dependencies=[Depends(allow("write"))])
-def plan(campaign_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """Dry run of the whole audience: counts by reason and hour. Nothing is written and nothing is sent."""
+def plan(campaign_id: str, body: PlanBody | None = None, here: Installation = Depends(installation)) -> dict[str, Any]:
+    """Dry run of the whole audience: counts by reason and hour, and a rehearsal of the mail itself.
+
+    Nothing is written and nothing is sent. The sample mails name their contacts by user id, never by address.
+    """
+    body, now = body or PlanBody(), here.clock.now()
     with here.database.reading() as session:
-        return dataclasses.asdict(
-            plan_campaign(session, campaign_id, here.serving, here.settings, now=here.clock.now())
-        )
+        planned = plan_campaign(session, campaign_id, here.serving, here.settings, now=now)
+        campaign = find_campaign(session, campaign_id)
+        rehearsal = rehearse_campaign(session, campaign, here.settings, now=now, samples=body.samples)
+    if body.check_links:  # with the database let go: a stranger's server may take its time
+        rehearsal = rehearsal.with_links(check_links(rehearsal.links))
+    return dataclasses.asdict(planned) | {"rehearsal": dataclasses.asdict(rehearsal)}
 
 
 @router.post("/{campaign_id}/approve")

@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests, events, sends and how sending goes, the feature store's newest check, models' quality."""
+"""Prometheus metrics: requests, events, sends and how sending goes, the feature store and the models."""
 
 from __future__ import annotations
 

@@ -16,9 +16,11 @@ from service.links import (
     LinkBook,
     link_ids,
     link_url,
+    read_bounce,
     read_click,
     read_open,
     read_unsubscribe,
+    sign_bounce,
     sign_click,
     sign_open,
     sign_unsubscribe,
@@ -41,6 +43,35 @@ def test_a_token_reads_back_what_was_signed(send_id: int, link_id: int) -> None:
 def test_a_token_stays_below_forty_characters(send_id: int, link_id: int) -> None:
     """No id makes a token so long that a header that carries it would be folded."""
     assert max(len(sign_click(KEY, send_id, link_id)), len(sign_unsubscribe(KEY, send_id))) < 40
+
+
+@given(ids)
+def test_a_return_path_survives_a_change_of_case(send_id: int) -> None:
+    """Relays may write a local part in capitals; its token fits beside ``b+`` in 64 octets and reads back."""
+    token = sign_bounce(KEY, send_id)
+    assert set(token) <= set("0123456789abcdefghijklmnopqrstuv")
+    assert len("b+" + token) <= 64
+    assert read_bounce(KEY, token) == read_bounce(KEY, token.upper()) == send_id
+
+
+@given(ids, st.data())
+def test_a_forged_return_path_is_refused(send_id: int, data: st.DataObject) -> None:
+    """A bounce that names a send we did not sign suppresses nobody; nor does a token of another purpose."""
+    token = sign_bounce(KEY, send_id)
+    place = data.draw(st.integers(0, len(token) - 1))
+    other = data.draw(st.sampled_from([sign for sign in "0123456789abcdefghijklmnopqrstuv" if sign != token[place]]))
+    for forged in (
+        token[:place] + other + token[place + 1 :],
+        token[:-1],
+        token + "0",
+        sign_open(KEY, send_id),
+        "",
+        "=",
+    ):
+        with pytest.raises(BadToken):
+            read_bounce(KEY, forged)
+    with pytest.raises(BadToken):
+        read_bounce("another key", token)
 
 
 @given(ids, ids, st.data())

@@ -4,50 +4,53 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from email.utils import format_datetime
 from functools import lru_cache
-from hashlib import blake2b
-from typing import Any, Protocol
 
 from liquid import BoundTemplate
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
+from service.dkim import Signer, signer_of
 from service.errors import Invalid
+from service.flow.render.addresses import ascii_domain, base_url, mailbox
+from service.flow.render.headers import mail_headers, return_path
+from service.flow.render.inputs import RenderFailure, RenderInput, Template, gather
 from service.flow.render.language import fill, parse
-from service.flow.render.message import build_message, mailbox
+from service.flow.render.message import build_message
+from service.flow.render.proofread import Proof, proofread
 from service.flow.render.template import (
     LINK_BEGIN,
     LINK_END,
     PIXEL,
     SUBJECT_SLOT,
     Compiled,
-    SourceFormat,
     compile_filled,
     compile_template,
     prepare,
     slots_of,
     tidy,
+    traits_of,
     unescape_target,
+    with_way_out,
 )
 from service.links import is_web_address, sign_click, sign_open, sign_trap, sign_unsubscribe, trap_html
 from service.settings import Settings
-from service.tables import ArmRow, ContactRow, DecisionRow, ExperimentRow, TemplateRow
 
 __all__ = [
     "Email",
+    "Proof",
     "RenderFailure",
     "RenderInput",
     "Template",
+    "check_sender",
     "check_subject",
     "compile_template",
     "gather",
+    "proofread",
     "render",
     "slots_of",
+    "traits_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -56,37 +59,6 @@ log = logging.getLogger(__name__)
 LONGEST_SUBJECT = 400
 _LINK = re.compile(f"{LINK_BEGIN}(.*?){LINK_END}", re.DOTALL)
 _HARMLESS = re.compile(r"(?:mailto|tel|sms):", re.IGNORECASE)
-_ADDRESS = re.compile(r"[!#-'*+\-./0-9=?A-Z^_`a-z{|}~]+@[A-Za-z0-9.-]+")
-_NOT_IN_A_LABEL = re.compile(r"[^a-z0-9-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A version of a template, as stored."""
-
-    template_id: str
-    version: int
-    subject: str
-    source: str
-    source_format: SourceFormat
-    compiled_html: str
-
-
-@dataclass(frozen=True, slots=True)
-class RenderInput:
-    """Everything one mail is made of."""
-
-    send_id: int
-    contact_key: int
-    user_id: str
-    email: str
-    traits: Mapping[str, Any]
-    template: Template
-    stream: str = "marketing"
-    topic: str = "marketing"
-    campaign_id: str | None = None
-    #: Content by slot, from the decided arms; ``subject`` replaces the template's subject line.
-    arms: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +66,7 @@ class Email:
     """A mail ready to leave."""
 
     send_id: int
-    #: Envelope addresses.
+    #: Envelope addresses: the return path, and the contact's address in ASCII.
     sender: str
     recipient: str
     subject: str
@@ -105,106 +77,6 @@ class Email:
     #: Different tracked targets.
     link_count: int
     message_bytes: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RenderFailure:
-    """A mail that could not be made, and why; its neighbours are not touched."""
-
-    send_id: int
-    reason: str
-
-
-class Sendable(Protocol):
-    """What `gather` needs to know of a send; `service.flow.deliver.Claimed` and `SendRow` are such."""
-
-    @property
-    def send_id(self) -> int: ...
-    @property
-    def contact_key(self) -> int: ...
-    @property
-    def template_id(self) -> str: ...
-    @property
-    def template_version(self) -> int: ...
-    @property
-    def stream(self) -> str: ...
-    @property
-    def topic(self) -> str: ...
-    @property
-    def campaign_id(self) -> str | None: ...
-
-
-def gather(session: Session, sends: Iterable[Sendable]) -> list[RenderInput | RenderFailure]:
-    """What each send's mail is made of, in the order of ``sends``; four queries whatever their number (to 10,000)."""
-    sends = list(sends)
-    contact_keys = {send.contact_key for send in sends}
-    contacts = {
-        contact.contact_key: contact
-        for contact in session.execute(
-            select(ContactRow.contact_key, ContactRow.user_id, ContactRow.email, ContactRow.traits).where(
-                ContactRow.contact_key.in_(contact_keys)
-            )
-        )
-    }
-    rows = session.execute(
-        select(TemplateRow).where(TemplateRow.template_id.in_({send.template_id for send in sends}))
-    ).scalars()
-    templates = {
-        (row.template_id, row.version): Template(
-            template_id=row.template_id,
-            version=row.version,
-            subject=row.subject,
-            source=row.source,
-            source_format="html" if row.source_format == "html" else "mjml",
-            compiled_html=row.compiled_html,
-        )
-        for row in rows
-    }
-    arms: dict[int, dict[str, str]] = defaultdict(dict)
-    decided = session.execute(
-        select(DecisionRow.send_id, DecisionRow.experiment_id, DecisionRow.arm_id).where(
-            DecisionRow.send_id.in_([send.send_id for send in sends]),
-            DecisionRow.is_holdout.is_(False),  # held out of the experiment: the template's own text stands
-        )
-    ).all()
-    if decided:
-        content = {
-            (experiment_id, arm_id): (slot, text)
-            for experiment_id, arm_id, slot, text in session.execute(
-                select(ArmRow.experiment_id, ArmRow.arm_id, ExperimentRow.slot, ArmRow.content)
-                .join(ExperimentRow, ExperimentRow.experiment_id == ArmRow.experiment_id)
-                .where(ArmRow.experiment_id.in_({row.experiment_id for row in decided}))
-            )
-        }
-        for row in decided:
-            slot, text = content[row.experiment_id, row.arm_id]
-            arms[row.send_id][slot] = text
-
-    inputs: list[RenderInput | RenderFailure] = []
-    for send in sends:
-        contact = contacts.get(send.contact_key)
-        template = templates.get((send.template_id, send.template_version))
-        if contact is None or not contact.email:
-            inputs.append(RenderFailure(send.send_id, "the contact has no e-mail address; identify it with one"))
-        elif template is None:
-            version = f"{send.template_id} version {send.template_version}"
-            inputs.append(RenderFailure(send.send_id, f"template {version} does not exist"))
-        else:
-            inputs.append(
-                RenderInput(
-                    send_id=send.send_id,
-                    contact_key=send.contact_key,
-                    user_id=contact.user_id,
-                    email=contact.email,
-                    traits=contact.traits or {},
-                    template=template,
-                    stream=send.stream,
-                    topic=send.topic,
-                    campaign_id=send.campaign_id,
-                    arms=arms.get(send.send_id, {}),
-                )
-            )
-    return inputs
 
 
 def render(
@@ -223,15 +95,31 @@ def render(
     number_links : callable or None
         Targets to link numbers, called once a batch: ``service.links.LinkBook(database)``. None leaves links as they
         are and puts no pixel in: a preview.
+
+    Raises
+    ------
+    ValueError
+        If the settings let no mail be made: see `check_sender`.
     """
-    drafts = [_draft(given, settings) for given in batch]
+    house = _house(settings, now)
+    drafts = [_draft(given, house) for given in batch]
     targets = {target for draft in drafts if isinstance(draft, _Draft) for target in draft.targets}
     numbers = number_links(sorted(targets)) if number_links is not None and targets else {}
-    date = format_datetime(now)
     return [
-        draft if isinstance(draft, RenderFailure) else _finish(draft, numbers, date, settings, number_links is not None)
+        draft if isinstance(draft, RenderFailure) else _finish(draft, numbers, house, number_links is not None)
         for draft in drafts
     ]
+
+
+def check_sender(settings: Settings, *, now: datetime) -> None:
+    """Refuse settings with which no mail could be made; a worker looks before it claims anything.
+
+    Raises
+    ------
+    ValueError
+        If ``FROM_ADDRESS``, ``PUBLIC_URL``, ``RETURN_PATH_DOMAIN`` or the DKIM key cannot be used, with the remedy.
+    """
+    _house(settings, now)
 
 
 def check_subject(subject: str) -> None:
@@ -245,6 +133,34 @@ def check_subject(subject: str) -> None:
     if not subject.strip():
         raise Invalid("the subject line is empty; write what the mail is about")
     _subject(subject)
+
+
+@dataclass(frozen=True, slots=True)
+class _House:
+    """What all mails of a batch share."""
+
+    key: str
+    base: str
+    from_header: str
+    from_address: str
+    return_path_domain: str
+    postal_address: str
+    signer: Signer | None
+    now: datetime
+
+
+def _house(settings: Settings, now: datetime) -> _House:
+    from_header, from_address = mailbox(settings.from_address)
+    return _House(
+        key=settings.signing_key,
+        base=base_url(settings.public_url),
+        from_header=from_header,
+        from_address=from_address,
+        return_path_domain=ascii_domain(settings.return_path_domain) if settings.return_path_domain else "",
+        postal_address=settings.postal_address,
+        signer=signer_of(settings, from_address.rpartition("@")[2]),
+        now=now,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,18 +184,21 @@ def _prepared(given: RenderInput) -> Compiled:
     blocks = tuple(sorted((slot, content) for slot, content in given.arms.items() if slot != SUBJECT_SLOT))
     template = given.template
     page = compile_filled(template.source, template.source_format, blocks) if blocks else template.compiled_html
-    return prepare(page, is_marketing=given.stream != "transactional")
+    return prepare(page)
 
 
-def _draft(given: RenderInput | RenderFailure, settings: Settings) -> _Draft | RenderFailure:
+def _draft(given: RenderInput | RenderFailure, house: _House) -> _Draft | RenderFailure:
     if isinstance(given, RenderFailure):
         return given
-    unsubscribe_url = f"{_base(settings)}/u/{sign_unsubscribe(settings.signing_key, given.send_id)}"
+    unsubscribe_url = f"{house.base}/u/{sign_unsubscribe(house.key, given.send_id)}"
     context = {
         **given.traits,
+        **given.variables,
         "user_id": given.user_id,
         "campaign_id": given.campaign_id,
         "unsubscribe_url": unsubscribe_url,
+        # The sender's, even where it is empty: a contact's own address may be a trait of the same name.
+        "postal_address": house.postal_address,
     }
     try:
         compiled = _prepared(given)
@@ -288,30 +207,32 @@ def _draft(given: RenderInput | RenderFailure, settings: Settings) -> _Draft | R
             raise ValueError(f"the subject has {len(subject)} characters; at most {LONGEST_SUBJECT} are sent")
         page = fill(compiled.html, context)
         text = tidy(fill(compiled.text, context)) + "\n"
+        # A template may have forgotten it, or show it to some only: nobody gets marketing mail without a way out.
+        if given.stream != "transactional" and f"{LINK_BEGIN}{unsubscribe_url}" not in page:
+            page, text = with_way_out(page, text, unsubscribe_url, house.postal_address)
     except Exception as error:
         return _failure(given, error)
-    ours = f"{_base(settings)}/"
+    ways_out = f"{house.base}/u/"
     targets = frozenset(
         target
-        for target in map(unescape_target, _LINK.findall(page))
-        if is_web_address(target) and not target.startswith(f"{ours}u/")
+        for target in map(unescape_target, set(_LINK.findall(page)))
+        if is_web_address(target) and not target.startswith(ways_out)
     )
     return _Draft(given, subject, page, text, targets, unsubscribe_url)
 
 
-def _finish(
-    draft: _Draft, numbers: Mapping[str, int], date: str, settings: Settings, is_tracked: bool
-) -> Email | RenderFailure:
-    given, key, base = draft.given, settings.signing_key, _base(settings)
+def _finish(draft: _Draft, numbers: Mapping[str, int], house: _House, is_tracked: bool) -> Email | RenderFailure:
+    given, key, base = draft.given, house.key, house.base
     tokens: dict[str, str] = {}
 
     def tracked(target: str) -> str:
-        if not is_web_address(target):
-            return target if _HARMLESS.match(target) or target.startswith("#") else "#"
-        if target not in numbers:
-            return target
         if target not in tokens:
-            tokens[target] = f"{base}/c/{sign_click(key, given.send_id, numbers[target])}"
+            if target in numbers:
+                tokens[target] = f"{base}/c/{sign_click(key, given.send_id, numbers[target])}"
+            elif is_web_address(target) or _HARMLESS.match(target) or target.startswith("#"):
+                tokens[target] = target
+            else:
+                tokens[target] = "#"
         return tokens[target]
 
     def in_html(match: re.Match[str]) -> str:
@@ -326,40 +247,31 @@ def _finish(
     html = _LINK.sub(in_html, draft.html).replace(PIXEL, pixel if is_tracked else "", 1)
     text = _LINK.sub(in_text, draft.text)
     try:
-        from_header, sender = mailbox(settings.from_address)
-        domain = sender.rpartition("@")[2]
-        if not _ADDRESS.fullmatch(given.email):
-            raise ValueError("the contact's e-mail address is not one plain ASCII address; identify it with another")
-        message_id = f"<s{given.send_id}.{_fingerprint(key, given.send_id)}@{domain}>"
-        headers = [
-            ("From", from_header),
-            ("To", given.email),
-            ("Subject", draft.subject),
-            ("Date", date),
-            ("Message-ID", message_id),
-        ]
-        if given.stream != "transactional":
-            token = draft.unsubscribe_url.rpartition("/")[2]
-            topic = _NOT_IN_A_LABEL.sub("-", given.topic.lower()).strip("-") or "mail"
-            headers += [
-                ("List-Unsubscribe", f"<{draft.unsubscribe_url}>, <mailto:{sender}?subject=unsubscribe%20{token}>"),
-                ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
-                ("List-ID", f"<{topic}.{domain}>"),
-                ("Feedback-ID", f"{given.campaign_id or given.template.template_id}:{topic}:{given.stream}:kairos"),
-            ]
-        headers.append(("X-Kairos-Send", str(given.send_id)))
+        headers = mail_headers(
+            given,
+            subject=draft.subject,
+            now=house.now,
+            from_header=house.from_header,
+            from_address=house.from_address,
+            unsubscribe_url=draft.unsubscribe_url,
+            signing_key=key,
+        )
         body = build_message(headers, text=text, html=html)
+        if house.signer is not None:
+            body = house.signer.sign(body, at=house.now)
+        sender = return_path(key, given.send_id, house.return_path_domain) or house.from_address
     except Exception as error:
         return _failure(given, error)
+    shown = dict(headers)
     return Email(
         send_id=given.send_id,
         sender=sender,
-        recipient=given.email,
+        recipient=shown["To"],
         subject=draft.subject,
         html=html,
         text=text,
-        message_id=message_id,
-        headers=tuple(headers),
+        message_id=shown["Message-ID"],
+        headers=headers,
         link_count=len(draft.targets),
         message_bytes=body,
     )
@@ -375,11 +287,3 @@ def _failure(given: RenderInput, error: Exception) -> RenderFailure:
 
 def _attribute(target: str) -> str:
     return target.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _base(settings: Settings) -> str:
-    return settings.public_url.rstrip("/")
-
-
-def _fingerprint(key: str, send_id: int) -> str:
-    return blake2b(f"message {send_id}".encode(), key=key.encode()[:64], digest_size=6).hexdigest()

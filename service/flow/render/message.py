@@ -8,55 +8,16 @@ what is not ASCII is encoded.
 from __future__ import annotations
 
 import binascii
-import re
 from collections.abc import Iterable
 from email.header import Header
-from email.headerregistry import Address
-from email.utils import parseaddr
-from functools import lru_cache
 from hashlib import blake2b
+
+from service.flow.render.addresses import check_header
 
 #: Octets of a line, RFC 5322 section 2.1.1.
 LONGEST_LINE = 998
-_UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\u2028\u2029\x85]")
-
-
-@lru_cache(maxsize=32)
-def mailbox(written: str) -> tuple[str, str]:
-    """``(header value, address)`` of ``Name <address>`` as an operator writes it.
-
-    Raises
-    ------
-    ValueError
-        If it holds no address.
-
-    Examples
-    --------
-    >>> mailbox("Café <hello@shop.example>")
-    ('=?utf-8?b?Q2Fmw6k=?= <hello@shop.example>', 'hello@shop.example')
-    """
-    name, address = parseaddr(written)
-    if "@" not in address:
-        raise ValueError(f"{written!r} holds no mail address; write it as Name <name@domain>")
-    check_header("From", written)
-    if not name:
-        return address, address
-    if name.isascii():
-        return str(Address(display_name=name, addr_spec=address)), address
-    return f"{Header(name, 'utf-8').encode()} <{address}>", address
-
-
-def check_header(name: str, value: str) -> None:
-    """Refuse a value that would end its header and begin another.
-
-    Raises
-    ------
-    ValueError
-        If ``value`` holds a line break or another control character.
-    """
-    found = _UNSAFE.search(value)
-    if found:
-        raise ValueError(f"the {name} holds the control character U+{ord(found.group()):04X}; take line breaks out")
+#: What people write; every other header is ours and must stand as it is: encoded, a `List-Unsubscribe` is no link.
+_WORDS = frozenset(["Subject"])
 
 
 def build_message(headers: Iterable[tuple[str, str]], *, text: str, html: str) -> bytes:
@@ -65,17 +26,20 @@ def build_message(headers: Iterable[tuple[str, str]], *, text: str, html: str) -
     Parameters
     ----------
     headers : iterable of (name, value)
-        In the order they are to stand. Addresses come encoded (see `mailbox`); other values may be any text.
+        In the order they are to stand. Only a Subject may hold what is not ASCII; addresses come encoded
+        (see `service.flow.render.addresses`).
 
     Raises
     ------
     ValueError
-        If a value holds a control character, or an ASCII value does not fit on one line.
+        If a value holds a control character, or one other than the subject is not ASCII, or does not fit on one line.
     """
     lines = []
     for name, value in headers:
         check_header(name, value)
         if not value.isascii():
+            if name not in _WORDS:
+                raise ValueError(f"the {name} holds letters beyond ASCII, which it cannot carry: {value[:80]!r}")
             value = Header(value, "utf-8", header_name=name, maxlinelen=76).encode(linesep="\r\n")
         elif len(name) + 2 + len(value) > LONGEST_LINE:
             raise ValueError(f"the {name} has {len(value)} characters; a line takes {LONGEST_LINE}")

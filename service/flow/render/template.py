@@ -134,23 +134,54 @@ def slots_of(source: str) -> tuple[str, ...]:
     return (SUBJECT_SLOT, *dict.fromkeys(match.group(1) for match in _SLOT.finditer(source)))
 
 
+#: What every mail's context holds beside traits and variables.
+GIVEN = frozenset(["user_id", "campaign_id", "unsubscribe_url", "postal_address"])
+
+
+def traits_of(*sources: str) -> dict[str, bool]:
+    """Traits that Liquid texts use, and whether each stands somewhere bare: with neither a ``default`` nor an ``if``.
+
+    Parameters
+    ----------
+    sources : str
+        A subject, a template's source, the content of arms.
+
+    Raises
+    ------
+    Invalid
+        If the Liquid of one does not parse.
+
+    Examples
+    --------
+    >>> traits_of("Hi {{ first_name | default: 'you' }}", "{{ city }}{% if cart.total %}{{ cart.total }}{% endif %}")
+    {'cart': False, 'city': True, 'first_name': False}
+    """
+    used: set[str] = set()
+    guarded: set[str] = set()
+    bare: set[str] = set()
+    for source in sources:
+        # Slot tags are ours, not Liquid's; what stands between them is.
+        plain = _SLOT_TAG.sub("", source)
+        used |= {str(name) for name in parse(plain, autoescape=False).analyze(include_partials=False).globals}
+        for tag in re.findall(r"\{%-?\s*(?:if|elsif|unless|case)\b(.*?)%\}", plain, re.DOTALL):
+            guarded |= set(re.findall(r"[A-Za-z_][\w-]*", tag))
+        for output in re.findall(r"\{\{-?(.*?)-?\}\}", plain, re.DOTALL):
+            name, *filters = (part.strip() for part in output.split("|"))
+            if not any(one.startswith("default") for one in filters):
+                bare |= set(re.findall(r"^[A-Za-z_][\w-]*", name))
+    return {name: name in bare - guarded for name in sorted(used - GIVEN)}
+
+
 @lru_cache(maxsize=512)
-def prepare(compiled_html: str, *, is_marketing: bool) -> Compiled:
-    """Parsed HTML and text twin of a compiled template, with link marks, the pixel's place and a way to unsubscribe.
+def prepare(compiled_html: str) -> Compiled:
+    """Parsed HTML and text twin of a compiled template, with link marks and the pixel's place.
 
     Raises
     ------
     Invalid
         If the Liquid does not parse.
     """
-    page = compiled_html
-    if is_marketing and "unsubscribe_url" not in page:
-        page = _before_body_end(
-            page,
-            '<p style="font:12px Arial,sans-serif;color:#666666;text-align:center">'
-            '<a href="{{ unsubscribe_url }}" style="color:#666666">Unsubscribe</a></p>',
-        )
-    protected, kept = _protect(page)
+    protected, kept = _protect(compiled_html)
     marked = _HREF.sub(lambda match: f'{match.group(1)}"{LINK_BEGIN}{match.group(2)}{LINK_END}"', protected)
     writer = _TextWriter(kept)
     writer.feed(marked)
@@ -343,6 +374,19 @@ def _inline(page: str) -> str:
         return str(css_inline.CSSInliner(keep_at_rules=True, load_remote_stylesheets=False).inline(page))
     except css_inline.InlineError as error:
         raise Invalid(f"the template's styles cannot be read: {error}; check its <style> blocks") from error
+
+
+#: How the way out begins that is put into a marketing mail whose template shows its reader none.
+ADDED_FOOTER = '<p style="font:12px Arial,sans-serif;color:#666666;text-align:center">'
+
+
+def with_way_out(page: str, text: str, unsubscribe_url: str, postal_address: str) -> tuple[str, str]:
+    """A filled mail's HTML and text with the sender's address and a link out at their ends."""
+    sender = f"{html_text.escape(postal_address)}<br>" if postal_address else ""
+    link = f'<a href="{LINK_BEGIN}{unsubscribe_url}{LINK_END}" style="color:#666666">Unsubscribe</a>'
+    page = _before_body_end(page, f"{ADDED_FOOTER}{sender}{link}</p>")
+    lines = [text.rstrip(), "", *([postal_address] if postal_address else []), f"Unsubscribe ({unsubscribe_url})", ""]
+    return page, "\n".join(lines)
 
 
 def _before_body_end(page: str, addition: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import html
 import re
 import time
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from service.flow.render import (
     check_subject,
     compile_template,
     gather,
+    proofread,
     render,
     slots_of,
 )
@@ -156,11 +158,29 @@ def test_transactional_mail_carries_no_list_headers(settings: Settings) -> None:
     assert "Unsubscribe" not in mail.html
 
 
-def test_marketing_mail_always_has_a_visible_way_out(settings: Settings) -> None:
-    """A template that forgot it gets an unsubscribe link in HTML and text."""
-    mail = one(template(HTML.format("<p>Sale</p>")), settings)
-    assert "https://mail.shop.example/u/" in mail.html
-    assert "https://mail.shop.example/u/" in mail.text
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<p>Sale</p>",
+        "<p>Sale</p>{% if vip %}<a href='{{ unsubscribe_url }}'>out</a>{% endif %}",
+        "<p>Sale</p>{% comment %}<a href='{{ unsubscribe_url }}'>out</a>{% endcomment %}",
+        "<p>Sale {{ unsubscribe_url }}</p>",
+    ],
+)
+def test_marketing_mail_always_has_a_visible_way_out(settings: Settings, source: str) -> None:
+    """A template that forgot it, or shows it to others only, gets a link out and the sender, in both parts."""
+    house = settings.model_copy(update={"postal_address": "A & B, 1 High Street"})
+    mail = one(template(HTML.format(source)), house, {"postal_address": "the contact's own"})
+    assert len(re.findall(r'<a href="https://mail\.shop\.example/u/[\w-]+"', mail.html)) == 1
+    assert re.search(r"A & B, 1 High Street\nUnsubscribe \(https://mail\.shop\.example/u/[\w-]+\)\n$", mail.text)
+    assert "A &amp; B, 1 High Street" in mail.html
+    assert "own" not in mail.html + mail.text
+
+
+def test_a_way_out_that_is_there_is_not_doubled(settings: Settings) -> None:
+    """The footer is for mails without one."""
+    mail = one(template(HTML.format("<a href='{{ unsubscribe_url }}'>out</a>")), settings)
+    assert mail.html.count("/u/") == 1
 
 
 # -- failures stay in their row --------------------------------------------------------------------
@@ -261,6 +281,37 @@ def test_a_subject_that_does_not_parse_is_refused() -> None:
         check_subject("Hi {{ first_name")
     with pytest.raises(Invalid, match="empty"):
         check_subject("  ")
+
+
+@pytest.mark.parametrize("name", ["offer", "plain"])
+def test_shipped_templates_show_the_sender(settings: Settings, name: str) -> None:
+    """The law wants the postal address; without one no empty line stands in its place."""
+    page = template((Path(__file__).parents[3] / "templates" / "email" / f"{name}.mjml").read_text(), "x", "mjml")
+    house = settings.model_copy(update={"postal_address": "1 High Street, London"})
+    assert "1 High Street, London" in one(page, house).text
+    assert "1 High Street, London<br" in one(page, house).html
+    proof = proofread(given(1, page), "x", one(page, house).html, one(page, house).text, house)
+    assert set(proof.warnings) == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u05e9\u05dc\u05d5\u05dd",
+        "\u0641\u0627\u0637\u0645\u0629",
+        "\u4f60\u597d",
+        "\U0001f469\u200d\U0001f680 Ann",
+        "W" * 200,
+        "O'Brien & <Sons>",
+    ],
+)
+def test_names_of_every_script_come_through(settings: Settings, name: str) -> None:
+    """Right to left, emoji sequences, long names and signs of HTML: the same in subject, HTML and text."""
+    page = template(OFFER, "{{ first_name }}, hello", "mjml")
+    mail = parsed(one(page, settings, {"first_name": name}))
+    assert mail["Subject"] == f"{name}, hello"
+    assert f"Hello {name}" in mail.get_body(("plain",)).get_content()
+    assert f"Hello {html.escape(name, quote=False)}" in mail.get_body(("html",)).get_content().replace("&#39;", "'")
 
 
 @pytest.mark.parametrize("name", ["offer", "plain"])
