@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.tables import HaltRow
+from service.tables import CampaignRow, HaltRow, SendRow
 
 EVERYTHING = "everything"
 
@@ -59,3 +59,24 @@ def lift(session: Session, scope: str, *, by: str, now: datetime) -> bool:
 def halts_in_force(session: Session) -> list[HaltRow]:
     """The halts that nobody has lifted, oldest first."""
     return list(session.scalars(select(HaltRow).where(HaltRow.lifted_at.is_(None)).order_by(HaltRow.halted_at)))
+
+
+def leaving_allowed() -> ColumnElement[bool]:
+    """Condition on `SendRow`: nothing holds the send back at this moment.
+
+    That is: no halt in force of everything, of its stream or of its mailbox provider; its campaign, if it has one, is
+    neither paused nor cancelled; and where the campaign's canary is still watched, or was found bad, the send is one
+    of the canary's own.
+    """
+    scopes = select(HaltRow.scope).where(HaltRow.lifted_at.is_(None))
+    stopped = select(CampaignRow.campaign_id).where(CampaignRow.status.in_(("paused", "cancelled")))
+    watched = select(CampaignRow.campaign_id).where(CampaignRow.canary_state.in_(("waiting", "held")))
+    return and_(
+        literal(EVERYTHING).not_in(scopes),
+        (literal(stream_scope("")) + SendRow.stream).not_in(scopes),
+        (literal(mailbox_scope("")) + func.coalesce(SendRow.mailbox, "")).not_in(scopes),
+        or_(
+            SendRow.campaign_id.is_(None),
+            and_(SendRow.campaign_id.not_in(stopped), or_(SendRow.is_canary, SendRow.campaign_id.not_in(watched))),
+        ),
+    )
