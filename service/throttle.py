@@ -30,7 +30,24 @@ EARNED_SHARE = 0.98
 SET_BACK = timedelta(seconds=60)
 
 #: Mails a day from the first day on, by mailbox provider; after the last day any number (the ramp that SendGrid gives).
-WARM_UP = (50, 100, 250, 500, 1_000, 2_500, 5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 40_000, 55_000, 70_000, 100_000)
+WARM_UP = (
+    50,
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    7_500,
+    10_000,
+    15_000,
+    20_000,
+    30_000,
+    40_000,
+    55_000,
+    70_000,
+    100_000,
+)
 #: After so many days without a mail a provider has forgotten us: the ramp begins again.
 IDLE_DAYS = 30
 

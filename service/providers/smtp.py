@@ -256,4 +256,3 @@ class SmtpConnection:
         client, self._client, self._wire, self._is_begun = self._client, None, None, False
         if client is not None:
             client.close()
-

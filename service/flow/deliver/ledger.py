@@ -119,9 +119,7 @@ class Ledger:
             self._written.append(future)
         return answer == "attempting"
 
-    def finish(
-        self, send: Claimed, state: str, reason: str | None, *, email: Email | None = None, **said: Any
-    ) -> None:
+    def finish(self, send: Claimed, state: str, reason: str | None, *, email: Email | None = None, **said: Any) -> None:
         """Write the result with the next group; the connection need not wait for it."""
         self._written.append(
             self._group.put(Entry("finish", send, email, self._clock.now(), state=state, reason=reason, **said))

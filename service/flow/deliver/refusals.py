@@ -44,7 +44,9 @@ def halt_refusing(session: Session, mailboxes: Iterable[str], *, now: datetime) 
             if taken and taken >= refused:
                 continue
         minutes = int(WITHIN / timedelta(minutes=1))
-        reason = f"{refused} mails refused for reasons of policy (5.7.x) within {minutes} minutes; see the sends' reasons"
+        reason = (
+            f"{refused} mails refused for reasons of policy (5.7.x) within {minutes} minutes; see the sends' reasons"
+        )
         halt(session, mailbox_scope(mailbox), reason=reason, by="kairos", now=now)
         log.warning("mail to %s is halted: %s", mailbox, reason, extra={"action": "mailbox_halted"})
         halted.append(mailbox)
