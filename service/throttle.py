@@ -22,7 +22,7 @@ ALL = "all"
 
 #: What a bucket holds at most, in minutes of its limit (two seconds), and at least one mail.
 CAPACITY_MINUTES = 1 / 30
-#: Share of the limit that is earned. In any 60 s leave at most ``capacity + 0.98 x limit`` claimed mails: the rest up to
+#: Share of the limit that is earned. Any 60 s hold at most ``capacity + 0.98 x limit`` claimed mails: the rest up to
 #: 1.05 x limit is room for mails that wait two seconds between their claim and their departure.
 EARNED_SHARE = 0.98
 #: A clock that is behind the bucket's by less earns nothing until it has caught up (two workers' clocks differ); one

@@ -6,7 +6,6 @@ the relay offers PIPELINING (RFC 2920), and a reply costs a tenth of what aiosmt
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import re

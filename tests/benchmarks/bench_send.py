@@ -1,7 +1,7 @@
 """Mails a second through real SMTP to a local sink, beside a bare pooled loop that sends one ready-made mail.
 
-The bare loop is aiosmtplib with eight connections, all of them busy, sending the same bytes again and again: no database,
-no template, no headers of its own. Ours are workers as an operator starts them (``kairos worker``), with a template
+The bare loop is aiosmtplib with eight connections, all of them busy, sending the same bytes again and again: no
+database, no template, no headers of its own. Ours are workers as an operator starts them (``kairos worker``), with a template
 (MJML, Liquid, a text twin), an experiment of three subject lines, tracked links and the ledger, each mail's states on
 disk (SQLite with ``synchronous=FULL``, PostgreSQL with ``fsync``). Arms are drawn before; the planner and the draw are
 measured by others. The sink is a process of its own (`tests.benchmarks.fast_sink`).
@@ -44,7 +44,7 @@ from tests.benchmarks.fast_sink import FastSink
 ROOT = Path(__file__).parents[2]
 OFFER = (ROOT / "templates" / "email" / "offer.mjml").read_text()
 CONNECTIONS = 8
-N_BARE, N_SENDS = 4_000, 4_000
+N_BARE, N_SENDS = 10_000, 10_000
 #: Sends of the long run; 0 leaves it out.
 LONG = int(os.environ.get("KAIROS_BENCH_SENDS", "0"))
 RATE = 1_000_000

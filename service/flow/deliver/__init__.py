@@ -130,6 +130,9 @@ class DeliveryAgent:
         async with ledger.conversation():
             while queue:
                 send, email = queue.pop()
+                if send.mailbox in ledger.refusing:
+                    ledger.hold_back(send)
+                    continue
                 checked = await _check(connection, email)
                 if checked.outcome != "accepted":
                     ledger.finish_with(send, email, checked, pause_seconds=provider.pause_seconds)

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
-from service.halts import leaving_allowed
+from service.halts import halts_in_force, leaving_allowed, mailbox_scope
 from service.mailboxes import mailbox_of
 from service.settings import Settings
 from service.suppression import identities_of, mailable
@@ -113,6 +113,9 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     )
     due.sort(key=lambda send: (send.due_at, send.send_id))
     mailboxes = _mailboxes(session, due)
+    if any(send.mailbox is None for send in due):  # whose mailbox provider the query could not look at
+        stopped = {halt.scope for halt in halts_in_force(session)}
+        due = [send for send in due if mailbox_scope(mailboxes[send.send_id]) not in stopped]
     late = [send for send in due if send.not_after < now]
     _expire(session, late, mailboxes, room, now)
     timely = [send for send in due if send.not_after >= now]

@@ -84,6 +84,8 @@ class Ledger:
         )
         self._written: list[asyncio.Future[str]] = []
         self._log = LogEntries()
+        #: Mailbox providers that were halted while the present sends leave: nothing more is asked of them.
+        self.refusing: set[str] = set()
         self._conversations = 0
         #: Conversations that wait for their mail to be marked ``attempting``.
         self._waiting = 0
@@ -91,6 +93,7 @@ class Ledger:
     def expect(self, sends: Sequence[Claimed]) -> None:
         """Tell which sends come next, so that what the log says of them is read once for all."""
         self._log.expect(sends)
+        self.refusing = set()
 
     @asynccontextmanager
     async def conversation(self) -> AsyncIterator[None]:
@@ -156,6 +159,10 @@ class Ledger:
                 self.finish(send, "expired", f"deferred for 72 hours: {reason}", **said)
             else:
                 self.finish(send, "planned", f"deferred: {reason}", **said, due_at=again_at)
+
+    def hold_back(self, send: Claimed) -> None:
+        """Plan a send again whose mailbox provider was halted meanwhile; it was not tried."""
+        self.finish(send, "planned", "held back by a halt before it left", due_at=send.due_at, is_try=False)
 
     async def receipts(self) -> Receipts:
         """Counts of what was written since the last call, once all of it is on disk."""
@@ -242,7 +249,7 @@ class Ledger:
             suppress(session, hmacs, reason="hard_bounce", source="smtp", now=bad[0].at)
         refusing = {entry.send.mailbox for entry in entries if entry.is_policy}
         if refusing:
-            halt_refusing(session, refusing, now=entries[0].at)
+            self.refusing |= set(halt_refusing(session, refusing, now=entries[0].at))
         events = self._log.events(session, entries)
         if events:
             append(session, events, received_at=max(event.occurred_at for event in events))

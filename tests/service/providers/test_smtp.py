@@ -70,7 +70,7 @@ def test_an_outbox_that_cannot_be_written_defers(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("phase", [EHLO, MAIL, RCPT, DATA, BODY])
 def test_each_fault_has_a_clear_outcome_and_spares_the_next_mail(phase: str, answer: bytes) -> None:
-    """Before the message left: deferred. After it: unknown, but for a 4xx, which says no. The next mail goes through."""
+    """Before the message left: deferred; after it: unknown, unless a 4xx says no. The next mail goes through."""
 
     async def scenario() -> tuple[list[Receipt], Scripted]:
         async with scripted({phase: answer}) as server:
