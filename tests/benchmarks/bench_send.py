@@ -1,10 +1,10 @@
 """Mails a second through real SMTP to a local sink, beside a bare pooled loop that sends one ready-made mail.
 
 The bare loop is aiosmtplib with eight connections, all of them busy, sending the same bytes again and again: no
-database, no template, no headers of its own. Ours are workers as an operator starts them (``kairos worker``), with a template
-(MJML, Liquid, a text twin), an experiment of three subject lines, tracked links and the ledger, each mail's states on
-disk (SQLite with ``synchronous=FULL``, PostgreSQL with ``fsync``). Arms are drawn before; the planner and the draw are
-measured by others. The sink is a process of its own (`tests.benchmarks.fast_sink`).
+database, no template, no headers of its own. Ours are workers as an operator starts them (``kairos worker``), with a
+template (MJML, Liquid, a text twin), an experiment of three subject lines, tracked links and the ledger, each mail's
+states on disk (SQLite with ``synchronous=FULL``, PostgreSQL with ``fsync``). Arms are drawn before; the planner and the
+draw are measured by others. The sink is a process of its own (`tests.benchmarks.fast_sink`).
 
 ``KAIROS_BENCH_SENDS=200000`` adds the long run that holds a worker's memory at 50,000 mails against that at the end.
 """
