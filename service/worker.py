@@ -346,8 +346,8 @@ async def _run(
         if daily is not None and jobs is not None:
             daily.look()
             await asyncio.to_thread(jobs.look)
-        # What waits for a throttle is not done; under a clock that stands it would wait for ever.
-        waits = done.wait_seconds is not None and clock.now() != now
+        # What waits for a throttle is not done; under a clock that stands, or for a relay, it would wait for ever.
+        waits = done.wait_seconds is not None and worker.provider.pause_seconds <= 0 and clock.now() != now
         if once or (until_idle and done.is_idle and not waits):
             break
         if done.is_idle or done.wait_seconds is not None:

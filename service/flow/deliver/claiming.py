@@ -150,12 +150,10 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
         )
         for send in free
     )
-    return Claim(
-        sends=claimed,
-        expired=len(late),
-        suppressed=len(barred),
-        wait_seconds=room.wait_seconds() if len(free) < limit and _is_waiting(session, now) else None,
-    )
+    wait_seconds = room.wait_seconds() if len(free) < limit else None
+    if wait_seconds is not None and not _is_waiting(session, now):
+        wait_seconds = None
+    return Claim(claimed, expired=len(late), suppressed=len(barred), wait_seconds=wait_seconds)
 
 
 def _is_late(now: datetime) -> ColumnElement[bool]:
