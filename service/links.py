@@ -195,7 +195,7 @@ def link_url(session: Session, link_id: int) -> str | None:
     return session.execute(select(LinkRow.url).where(LinkRow.link_id == link_id)).scalar_one_or_none()
 
 
-@lru_cache(maxsize=8_192)
+@lru_cache(maxsize=65_536)
 def is_web_address(url: str) -> bool:
     """Whether ``url`` is an absolute http(s) address without control characters or white space.
 

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -20,8 +20,8 @@ from service.clock import Clock
 from service.database import Database
 from service.experiments import harmful_arms, pause_harmful
 from service.flow.decide import decide
-from service.flow.deliver import Receipts, claim, deliver, may_leave, recover
-from service.flow.render import check_sender, gather, render
+from service.flow.deliver import Claim, Claimed, DeliveryAgent, Receipts, claim, may_leave, reconcile, recover
+from service.flow.render import Email, RenderFailure, check_sender, gather, render
 from service.flow.reward import learn
 from service.hits import RuleBook, settle
 from service.job_runner import JobRunner
@@ -29,6 +29,7 @@ from service.links import LinkBook
 from service.providers.base import provider_from_url
 from service.settings import Settings
 from service.tables import SendRow
+from service.throttle import mailbox_rates
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,14 @@ DECIDE_AHEAD = timedelta(minutes=10)
 #: Sends are decided that leave within so many minutes at the rate of sending, and at most so many in one transaction.
 DECIDED_MINUTES = 2.0
 DECIDED_AT_ONCE = 20_000
-#: Sends claimed, rendered and delivered at a time.
-BATCH = 250
+#: Sends claimed, rendered and delivered at a time: what leaves in `BATCH_SECONDS` at the pace of the batches before, so
+#: that a claim does not wait long for its departure, at least the one and at most the other.
+SMALLEST_BATCH, LARGEST_BATCH = 50, 500
+BATCH_SECONDS = 2.0
+#: A round sends so long before it looks again at what came back, what was learned and what is to be decided.
+LONGEST_SENDING_SECONDS = 120.0
+#: Connections without a mail are closed after so long.
+KEEP_OPEN_SECONDS = 20.0
 LEASE_SECONDS = 300.0
 #: Events that one transaction learns from: other writers get their turn between two.
 LEARNED_AT_ONCE = 2_000
@@ -66,6 +73,8 @@ class Round:
     decided: int
     claimed: int
     receipts: Receipts
+    #: Seconds until more may leave, where a throttle or a relay that is down holds sends back; None: nothing waits.
+    wait_seconds: float | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -96,8 +105,11 @@ class Worker:
         self._lake_due_at = clock.now()
         self._lake_failures = 0
         self._lake_lock = threading.Lock()
-        self._counted_at = clock.now()
-        self._allowance = float(settings.send_rate_per_minute)
+        mailbox_rates(settings.mailbox_rates)  # what cannot be read is said at the start, not at the first mail
+        self._agent = DeliveryAgent(self.provider, database, clock=clock, settings=settings)
+        self._batch = SMALLEST_BATCH
+        self._sent_at = time.monotonic()
+        self._began_at = clock.now()
         self._canaries_judged_at = clock.now() - CANARY_INTERVAL
         #: Harm may have been learned that nobody has judged yet: at the start, by a worker before this one.
         self._is_guard_due = True
@@ -106,14 +118,19 @@ class Worker:
     async def work(self) -> Round:
         """One round: what has settled is learned before what falls due is decided."""
         settled, learned, paused, decided = await asyncio.to_thread(self._prepare)
-        claimed, receipts = await self._send_due()
+        claimed, receipts, wait_seconds = await self._send_due()
         self._begin_lake_work()
-        return Round(settled, learned, paused, decided, claimed, receipts)
+        return Round(settled, learned, paused, decided, claimed, receipts, wait_seconds)
+
+    async def close(self) -> None:
+        """Close the connections to the relay."""
+        await self._agent.hang_up()
 
     def _prepare(self) -> tuple[int, int, int, int]:
         now = self.clock.now()
         with self.database.writing() as session:
             recover(session, now=now, crash_policy=self.settings.crash_policy)
+            reconcile(session, now=now)
         settled = 0
         while True:  # a page of sends a transaction, so that other writers get their turn
             with self.database.writing() as session:
@@ -138,6 +155,7 @@ class Worker:
                 judge_streams(session, now)
         with self.database.writing() as session:
             decided = decide(session, now=now, look_ahead=DECIDE_AHEAD, limit=self._room(session, now))
+        self._began_at = now
         return settled, learned, paused, len(decided.send_ids)
 
     def _room(self, session: Session, now: datetime) -> int:
@@ -146,7 +164,7 @@ class Worker:
         Of a million mails that fall due at once each is drawn shortly before it leaves, from what the others taught.
         """
         rate = self.settings.send_rate_per_minute
-        minutes = max(DECIDED_MINUTES, (now - self._counted_at) / timedelta(minutes=1))
+        minutes = max(DECIDED_MINUTES, (now - self._began_at) / timedelta(minutes=1))
         waiting = session.scalar(
             select(func.count()).where(
                 SendRow.state == "planned",
@@ -177,43 +195,56 @@ class Worker:
             with self.database.writing() as session:
                 judge_canaries(session, self.settings, now=now)
 
-    async def _send_due(self) -> tuple[int, Receipts]:
-        self._earn_allowance()
+    async def _send_due(self) -> tuple[int, Receipts, float | None]:
+        """Deliver what is due; while one batch leaves, the next one is claimed and rendered."""
         total, claimed_total = Receipts(), 0
-        while self._allowance >= 1:
-            limit = min(BATCH, int(self._allowance))
-            claimed = await asyncio.to_thread(self._claim, limit)
-            if not claimed.sends:
-                if claimed.expired or claimed.suppressed:
-                    continue  # the batch was closed on the way; there may be more behind it
-                break
-            self._allowance -= len(claimed.sends)
-            claimed_total += len(claimed.sends)
-            emails = await asyncio.to_thread(self._render, claimed.sends)
-            receipts = await deliver(
-                claimed.sends, emails, self.provider, self.database, clock=self.clock, settings=self.settings
-            )
-            total = _added(total, receipts)
-        return claimed_total, total
+        if self.provider.pause_seconds > 0:
+            return 0, total, self.provider.pause_seconds
+        until = time.monotonic() + LONGEST_SENDING_SECONDS
+        claimed, emails = await asyncio.to_thread(self._ready)
+        while claimed.sends:
+            is_last = time.monotonic() >= until
+            coming = None if is_last else asyncio.ensure_future(asyncio.to_thread(self._ready))
+            began = time.monotonic()
+            try:
+                receipts = await self._agent.deliver(claimed.sends, emails)
+            finally:
+                following = (Claim((), 0, 0), []) if coming is None else await coming
+            self._pace(len(claimed.sends), time.monotonic() - began)
+            total, claimed_total = _added(total, receipts), claimed_total + len(claimed.sends)
+            claimed, emails = following
+        if claimed_total:
+            self._sent_at = time.monotonic()
+        elif time.monotonic() - self._sent_at > KEEP_OPEN_SECONDS:
+            await self._agent.hang_up()
+        return claimed_total, total, self.provider.pause_seconds or claimed.wait_seconds
 
-    def _claim(self, limit: int) -> Any:
-        with self.database.writing() as session:
-            return claim(
-                session, now=self.clock.now(), limit=limit, lease_seconds=LEASE_SECONDS, settings=self.settings
-            )
+    def _pace(self, sends: int, seconds: float) -> None:
+        """Let the next batch be what left in `BATCH_SECONDS`."""
+        wished = int(sends * BATCH_SECONDS / max(seconds, 1e-3))
+        self._batch = max(SMALLEST_BATCH, min(LARGEST_BATCH, wished, 2 * self._batch))
 
-    def _render(self, sends: Any) -> Any:
+    def _ready(self) -> tuple[Claim, list[Email | RenderFailure]]:
+        """The next batch, claimed and rendered; none while the relay cannot be reached."""
+        while self.provider.pause_seconds <= 0:
+            with self.database.writing() as session:
+                claimed = claim(
+                    session,
+                    now=self.clock.now(),
+                    limit=self._batch,
+                    lease_seconds=LEASE_SECONDS,
+                    settings=self.settings,
+                )
+            if claimed.sends or not (claimed.expired or claimed.suppressed):
+                return claimed, self._render(claimed.sends)
+        return Claim((), 0, 0), []  # else the batch was closed on the way, and there may be more behind it
+
+    def _render(self, sends: Sequence[Claimed]) -> list[Email | RenderFailure]:
+        if not sends:
+            return []
         with self.database.reading() as session:
             inputs = gather(session, sends)
         return render(inputs, now=self.clock.now(), settings=self.settings, number_links=self._links)
-
-    def _earn_allowance(self) -> None:
-        """A token bucket that holds a minute's mails, or what the time since the last round allows."""
-        now = self.clock.now()
-        rate = self.settings.send_rate_per_minute
-        earned = rate * (now - self._counted_at) / timedelta(minutes=1)
-        self._allowance = min(self._allowance + earned, max(float(rate), earned))
-        self._counted_at = now
 
     def _begin_lake_work(self) -> None:
         """Begin what is due of the lake, in a thread beside the sending: neither its work nor its faults delay a mail.
@@ -326,7 +357,7 @@ async def _run(
     daily = None if lake is None else Daily(database, settings, clock, lake)
     jobs = None if lake is None else JobRunner(database, settings, clock)
     while not stop.is_set():
-        started = time.monotonic()
+        started, now = time.monotonic(), clock.now()
         try:
             done = await worker.work()
             failures = 0
@@ -341,10 +372,14 @@ async def _run(
         if daily is not None and jobs is not None:
             daily.look()
             await asyncio.to_thread(jobs.look)
-        if once or (until_idle and done.is_idle):
+        # What waits for a throttle is not done; under a clock that stands, or for a relay, it would wait for ever.
+        waits = done.wait_seconds is not None and worker.provider.pause_seconds <= 0 and clock.now() != now
+        if once or (until_idle and done.is_idle and not waits):
             break
-        if done.is_idle:
-            await asyncio.sleep(max(0.0, IDLE_SECONDS - (time.monotonic() - started)))
+        if done.is_idle or done.wait_seconds is not None:
+            pause = IDLE_SECONDS if done.wait_seconds is None else min(IDLE_SECONDS, done.wait_seconds)
+            await asyncio.sleep(max(0.0, pause - (time.monotonic() - started)))
+    await worker.close()
     if daily is not None:
         await asyncio.to_thread(daily.wait, None if once or until_idle else DAILY_STOP_SECONDS)
     if jobs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,15 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 Outcome = Literal["accepted", "deferred", "rejected", "unknown"]
+
+_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+#: Statuses of RFC 3463 and its registry that say: this address takes no mail, and never will.
+_BAD_ADDRESS = frozenset(("5.1.0", "5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10"))
+_NO_SUCH = re.compile(
+    r"no such (?:user|recipient|mailbox|address)|(?:user|recipient|mailbox|address)\b.{0,60}"
+    r"(?:unknown|not found|does(?: not|n't) exist|invalid)|unknown (?:user|recipient|mailbox|address)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +39,34 @@ class Receipt:
     outcome: Outcome
     code: int | None
     text: str
+    #: No conversation took place at all: it says nothing about this mail, and its tries are not counted.
+    is_relay_down: bool = False
 
     @property
     def is_bad_address(self) -> bool:
-        """Whether the reply says that there is no such mailbox (enhanced status 5.1.x, RFC 3463)."""
-        return self.outcome == "rejected" and self.text.lstrip().startswith("5.1.")
+        """Whether the reply says that there is no such mailbox: 5.1.x (RFC 3463), or 550 in words that say so.
+
+        5.1.7 and 5.1.8 speak of the sender's address.
+        """
+        if self.outcome != "rejected":
+            return False
+        if enhanced := _ENHANCED.match(self.text):
+            return enhanced.group() in _BAD_ADDRESS
+        return self.code in (550, 551, 553) and _NO_SUCH.search(self.text) is not None
+
+    @property
+    def is_full_mailbox(self) -> bool:
+        """Whether the mailbox has no room (5.2.2, or 552 without an enhanced status): it may have some another day."""
+        if self.outcome != "rejected":
+            return False
+        if enhanced := _ENHANCED.match(self.text):
+            return enhanced.group() == "5.2.2"
+        return self.code == 552
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether the provider does not want our mail (5.7.x): it is about the sender, not about the address."""
+        return self.outcome == "rejected" and self.text.lstrip().startswith("5.7.")
 
 
 class Connection(Protocol):
@@ -57,6 +90,11 @@ class Provider(Protocol):
 
     #: Connections that may be open at once.
     connections: int
+
+    @property
+    def pause_seconds(self) -> float:
+        """Seconds for which nothing should be claimed for it, because it cannot be reached; 0 when it can."""
+        ...
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
         """A conversation, closed when its block ends; it reconnects by itself when the line was lost."""

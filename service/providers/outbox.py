@@ -43,6 +43,11 @@ class OutboxProvider:
         self.on_recipient = on_recipient
         self.on_message = on_message
 
+    @property
+    def pause_seconds(self) -> float:
+        """A folder is always there."""
+        return 0.0
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[OutboxConnection]:
         """A conversation with the folder."""

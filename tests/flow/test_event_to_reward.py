@@ -68,6 +68,8 @@ class Story:
     n_people = N_PEOPLE
 
     def __init__(self, database, settings, now, **changes) -> None:
+        # The clock stands while the worker works: what a step brings leaves at once.
+        settings = settings.model_copy(update={"send_rate_per_minute": 1_000_000})
         self.database, self.settings, self.now = database, settings, now
         self.clock = SimulatedClock(now)
         self.lake = Lake(settings.lake, 8)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 from service.clock import Clock
 from service.database import Database, database_now
 from service.flow.deliver.claiming import Claim, Claimed, claim, may_leave
 from service.flow.deliver.ledger import BACK_OFF, Ledger, Receipts
+from service.flow.deliver.reconciling import close_unknown, reconcile, resend_unknown
 from service.flow.deliver.recovery import Recovered, recover
 from service.flow.render import Email, RenderFailure
 from service.providers.base import Connection, Provider, Receipt
@@ -24,19 +26,121 @@ __all__ = [
     "BACK_OFF",
     "Claim",
     "Claimed",
+    "DeliveryAgent",
     "Receipts",
     "Recovered",
     "claim",
+    "close_unknown",
     "database_now",
     "deliver",
     "may_leave",
+    "reconcile",
     "recover",
+    "resend_unknown",
 ]
 
 log = logging.getLogger(__name__)
 
 #: A row stays ``attempting`` unquestioned for as long as a relay may take to answer the final dot, and a minute.
 ATTEMPT_LEASE_SECONDS = 660.0
+
+
+class DeliveryAgent:
+    """Hands mails to a provider over connections that stay open from one batch to the next.
+
+    Examples
+    --------
+    ``async with DeliveryAgent(provider, database, clock=clock, settings=settings) as agent: await agent.deliver(…)``
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        database: Database,
+        *,
+        clock: Clock,
+        settings: Settings,
+        attempt_lease_seconds: float = ATTEMPT_LEASE_SECONDS,
+    ) -> None:
+        self._provider = provider
+        self._ledger = Ledger(database, clock, settings, attempt_lease_seconds)
+        self._stack = AsyncExitStack()
+        self._connections: list[Connection] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> DeliveryAgent:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.hang_up()
+
+    async def hang_up(self) -> None:
+        """Close the connections; the next batch opens new ones."""
+        stack, self._stack, self._connections = self._stack, AsyncExitStack(), []
+        await stack.aclose()
+
+    async def deliver(self, sends: Sequence[Claimed], emails: Sequence[Email | RenderFailure]) -> Receipts:
+        """Hand each claimed send's mail to the provider, and log what became of it.
+
+        The recipient is checked while the send is ``claimed``. Then halts, consent and suppression are looked at once
+        more, in the transaction that marks it ``attempting``; only then the message leaves. A held-out send is trapped
+        here, after its mail was made like any other. 4xx answers plan the send again later, 5xx fail it (5.1.x suppress
+        the address, a full mailbox is a soft bounce, 5.7.x count against the mailbox provider), and a line that breaks
+        after the message began leaves ``unknown``.
+
+        Raises
+        ------
+        ValueError
+            If a send has no mail among ``emails``.
+        """
+        by_id = {email.send_id: email for email in emails}
+        for send in sends:
+            if send.send_id not in by_id:
+                raise ValueError(
+                    f"send {send.send_id} was claimed but not rendered; pass its mail or its RenderFailure"
+                )
+        if self._loop is not asyncio.get_running_loop():  # lines do not outlive the loop that they were opened in
+            self._loop, self._stack, self._connections = asyncio.get_running_loop(), AsyncExitStack(), []
+        ledger = self._ledger
+        ledger.expect(sends)
+        queue: list[tuple[Claimed, Email]] = []
+        for send in sends:
+            email = by_id[send.send_id]
+            if isinstance(email, RenderFailure):
+                ledger.finish(send, "failed", email.reason)
+            elif send.is_holdout:
+                ledger.finish(send, "held_out", "holdout: rendered, logged, not sent", email=email)
+            else:
+                queue.append((send, email))
+        queue.reverse()
+        while len(self._connections) < min(self._provider.connections, len(queue)):
+            self._connections.append(await self._stack.enter_async_context(self._provider.connection()))
+        talking = self._connections[: len(queue)]
+        outcomes = await asyncio.gather(
+            *(self._converse(queue, connection) for connection in talking), return_exceptions=True
+        )
+        receipts = await ledger.receipts()
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return receipts
+
+    async def _converse(self, queue: list[tuple[Claimed, Email]], connection: Connection) -> None:
+        ledger, provider = self._ledger, self._provider
+        async with ledger.conversation():
+            while queue:
+                send, email = queue.pop()
+                if send.mailbox in ledger.refusing:
+                    ledger.hold_back(send)
+                    continue
+                checked = await _check(connection, email)
+                if checked.outcome != "accepted":
+                    ledger.finish_with(send, email, checked, pause_seconds=provider.pause_seconds)
+                    continue
+                if not await ledger.begin(send, email):
+                    await connection.abandon()
+                    continue
+                ledger.finish_with(send, email, await _transmit(connection, email))
 
 
 async def deliver(
@@ -49,56 +153,11 @@ async def deliver(
     settings: Settings,
     attempt_lease_seconds: float = ATTEMPT_LEASE_SECONDS,
 ) -> Receipts:
-    """Hand each claimed send's mail to the provider over its connections, and log what became of it.
-
-    The recipient is checked while the send is ``claimed``. Then consent and suppression are looked at once more, in the
-    transaction that marks it ``attempting``; only then the message leaves. A held-out send is trapped here, after its
-    mail was made like any other. 4xx answers plan the send again later, 5xx fail it (5.1.x suppress the address), and a
-    line that breaks after the message began leaves ``unknown``.
-
-    Raises
-    ------
-    ValueError
-        If a send has no mail among ``emails``.
-    """
-    by_id = {email.send_id: email for email in emails}
-    for send in sends:
-        if send.send_id not in by_id:
-            raise ValueError(f"send {send.send_id} was claimed but not rendered; pass its mail or its RenderFailure")
-    ledger = Ledger(database, clock, settings.pepper, attempt_lease_seconds)
-    queue: list[tuple[Claimed, Email]] = []
-    for send in sends:
-        email = by_id[send.send_id]
-        if isinstance(email, RenderFailure):
-            ledger.finish(send, "failed", email.reason)
-        elif send.is_holdout:
-            ledger.finish(send, "held_out", "holdout: rendered, logged, not sent", email=email)
-        else:
-            queue.append((send, email))
-    queue.reverse()
-    n_connections = min(provider.connections, len(queue))
-    outcomes = await asyncio.gather(
-        *(_converse(queue, provider, ledger) for _ in range(n_connections)), return_exceptions=True
-    )
-    receipts = await ledger.receipts()
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return receipts
-
-
-async def _converse(queue: list[tuple[Claimed, Email]], provider: Provider, ledger: Ledger) -> None:
-    async with provider.connection() as connection, ledger.conversation():
-        while queue:
-            send, email = queue.pop()
-            checked = await _check(connection, email)
-            if checked.outcome != "accepted":
-                ledger.finish_with(send, email, checked)
-                continue
-            if not await ledger.begin(send, email):
-                await connection.abandon()
-                continue
-            ledger.finish_with(send, email, await _transmit(connection, email))
+    """One batch over connections of its own: see `DeliveryAgent.deliver`."""
+    async with DeliveryAgent(
+        provider, database, clock=clock, settings=settings, attempt_lease_seconds=attempt_lease_seconds
+    ) as agent:
+        return await agent.deliver(sends, emails)
 
 
 async def _check(connection: Connection, email: Email) -> Receipt:

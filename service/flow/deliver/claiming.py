@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
-from service.halts import leaving_allowed
+from service.halts import halts_in_force, leaving_allowed, mailbox_scope
+from service.mailboxes import mailbox_of
 from service.preferences import weekly_caps
 from service.settings import Settings
 from service.suppression import identities_of, mailable
-from service.tables import CampaignRow, SendRow
+from service.tables import CampaignRow, ContactRow, SendRow
+from service.throttle import Room, open_room
 
 CAP_DAYS = 7
 _SPENT_STATES = ("claimed", "attempting", "accepted", "unknown", "held_out")
@@ -43,6 +45,8 @@ class Claimed:
     hour_propensity: float
     hour_reason: str
     is_holdout: bool
+    #: Mailbox provider of the address: `service.mailboxes`.
+    mailbox: str
     attempts: int
 
 
@@ -54,55 +58,67 @@ class Claim:
     sends: tuple[Claimed, ...]
     expired: int
     suppressed: int
+    #: Seconds until the throttle lets a mail through, where it held some back; None: it held none back.
+    wait_seconds: float | None = None
+
+
+_DUE = (
+    SendRow.send_id,
+    SendRow.lease_token,
+    SendRow.contact_key,
+    SendRow.campaign_id,
+    SendRow.stream,
+    SendRow.topic,
+    SendRow.template_id,
+    SendRow.template_version,
+    SendRow.due_at,
+    SendRow.not_after,
+    SendRow.timezone,
+    SendRow.assigned_local_hour,
+    SendRow.hour_propensity,
+    SendRow.hour_reason,
+    SendRow.is_holdout,
+    SendRow.mailbox,
+    SendRow.attempts,
+)
 
 
 def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, settings: Settings) -> Claim:
     """Take up to ``limit`` due, decided sends; close those that are too late, may not be mailed or are over the cap.
+
+    What the throttle or the warm-up has no room for stays planned, and what is behind it gets its turn.
 
     Parameters
     ----------
     session : Session
         From ``Database.writing()``; commit before anything is handed to a provider.
     now : datetime
-        Business time, for ``due_at``, ``not_after`` and the cap; the lease runs on the database's own clock.
+        Business time, for ``due_at``, ``not_after``, the cap and the throttle; the lease runs on the database's own
+        clock.
     """
-    cancelled = select(CampaignRow.campaign_id).where(CampaignRow.status == "cancelled")
-    session.execute(  # what was under way when its campaign was cancelled comes back as planned: it ends here
-        update(SendRow)
-        .where(SendRow.state == "planned", SendRow.due_at <= now, SendRow.campaign_id.in_(cancelled))
-        .values(state="cancelled", reason="campaign cancelled", finished_at=now)
+    room = open_room(session, now=now, settings=settings)
+    full = room.full()
+    may_go = SendRow.decided_at.is_not(None) & may_leave()
+    if full:
+        may_go &= or_(SendRow.mailbox.is_(None), SendRow.mailbox.not_in(full), SendRow.is_holdout)
+    if room.most < 1:
+        may_go &= SendRow.is_holdout
+    due = list(
+        session.execute(
+            select(*_DUE)
+            .where(SendRow.state == "planned", SendRow.due_at <= now, or_(may_go, _is_late(now)))
+            .order_by(SendRow.due_at)  # not by id as well: a million that fall due at once would be sorted each time
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
     )
-    due = session.execute(
-        select(
-            SendRow.send_id,
-            SendRow.lease_token,
-            SendRow.contact_key,
-            SendRow.campaign_id,
-            SendRow.stream,
-            SendRow.topic,
-            SendRow.template_id,
-            SendRow.template_version,
-            SendRow.due_at,
-            SendRow.not_after,
-            SendRow.timezone,
-            SendRow.assigned_local_hour,
-            SendRow.hour_propensity,
-            SendRow.hour_reason,
-            SendRow.is_holdout,
-            SendRow.attempts,
-        )
-        .where(
-            SendRow.state == "planned",
-            SendRow.due_at <= now,
-            or_(SendRow.decided_at.is_not(None), SendRow.not_after < now),
-            may_leave(),
-        )
-        .order_by(SendRow.due_at, SendRow.send_id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    late = [send.send_id for send in due if send.not_after < now]
-    _close(session, late, "expired", "it was due too late: its last useful moment had passed", now)
+    due.sort(key=lambda send: (send.due_at, send.send_id))
+    mailboxes = _mailboxes(session, due)
+    if any(send.mailbox is None for send in due):  # whose mailbox provider the query could not look at
+        stopped = {halt.scope for halt in halts_in_force(session)}
+        due = [send for send in due if mailbox_scope(mailboxes[send.send_id]) not in stopped]
+    late = [send for send in due if send.not_after < now]
+    _expire(session, late, mailboxes, room, now)
     timely = [send for send in due if send.not_after >= now]
     barred = barred_sends(session, timely, settings.pepper, settings.sandbox, now=now)
     barred |= _over_cap(session, timely, barred, now=now, cap=settings.frequency_cap)
@@ -111,7 +127,7 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
         by_reason[reason].append(send_id)
     for reason, send_ids in by_reason.items():
         _close(session, send_ids, "suppressed", reason, now)
-    free = [send for send in timely if send.send_id not in barred]
+    free = _fitting([send for send in timely if send.send_id not in barred], mailboxes, room)
     if free:
         session.execute(
             update(SendRow)
@@ -122,16 +138,85 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
                 lease_until=database_now(session) + timedelta(seconds=lease_seconds),
             )
         )
+    room.take(session, Counter(mailboxes[send.send_id] for send in free if not send.is_holdout))
     identities = identities_of(session, {send.contact_key for send in free})
     claimed = tuple(
-        Claimed(**{**send._mapping, "lease_token": send.lease_token + 1, "identity": identities[send.contact_key]})
+        Claimed(
+            **{
+                **send._mapping,
+                "lease_token": send.lease_token + 1,
+                "identity": identities[send.contact_key],
+                "mailbox": mailboxes[send.send_id],
+            }
+        )
         for send in free
     )
-    return Claim(sends=claimed, expired=len(late), suppressed=len(barred))
+    wait_seconds = room.wait_seconds() if len(free) < limit else None
+    if wait_seconds is not None and not _is_waiting(session, now):
+        wait_seconds = None
+    return Claim(claimed, expired=len(late), suppressed=len(barred), wait_seconds=wait_seconds)
+
+
+def _is_late(now: datetime) -> ColumnElement[bool]:
+    return (SendRow.not_after < now) & may_leave()
+
+
+def _is_waiting(session: Session, now: datetime) -> bool:
+    """Whether a send that could leave is due."""
+    waiting = select(SendRow.send_id).where(
+        SendRow.state == "planned", SendRow.due_at <= now, SendRow.decided_at.is_not(None), may_leave()
+    )
+    return session.execute(waiting.limit(1)).first() is not None
+
+
+def _mailboxes(session: Session, due: Sequence[Any]) -> dict[int, str]:
+    """Mailbox provider by send id; a send planned without one gets that of its contact's address now."""
+    mailboxes = {send.send_id: send.mailbox for send in due}
+    unknown = [send for send in due if send.mailbox is None]
+    if unknown:
+        query = select(ContactRow.contact_key, ContactRow.email)
+        wanted = {send.contact_key for send in unknown}
+        rows = session.execute(query.where(ContactRow.contact_key.in_(wanted)))
+        addresses = {row.contact_key: row.email for row in rows}
+        found = {send.send_id: mailbox_of(addresses.get(send.contact_key)) for send in unknown}
+        session.connection().execute(
+            update(SendRow.__table__)  # type: ignore[arg-type]
+            .where(SendRow.__table__.c.send_id == bindparam("key"))
+            .values(mailbox=bindparam("found")),
+            [{"key": send_id, "found": mailbox} for send_id, mailbox in found.items()],
+        )
+        mailboxes |= found
+    return mailboxes
+
+
+def _fitting(sends: Sequence[Any], mailboxes: dict[int, str], room: Room) -> list[Any]:
+    """Those of the sends that the buckets and the warm-up have room for; held-out ones need none."""
+    most, taken, fitting = room.most, Counter[str](), []
+    left = {mailbox: room.left(mailbox) for mailbox in set(mailboxes.values())}
+    for send in sends:
+        if not send.is_holdout:
+            mailbox = mailboxes[send.send_id]
+            bound = left[mailbox]
+            if taken.total() >= most or (bound is not None and taken[mailbox] >= bound):
+                continue
+            taken[mailbox] += 1
+        fitting.append(send)
+    return fitting
+
+
+def _expire(session: Session, late: Sequence[Any], mailboxes: dict[int, str], room: Room, now: datetime) -> None:
+    by_reason: dict[str, list[int]] = defaultdict(list)
+    for send in late:
+        mailbox = mailboxes[send.send_id]
+        spent = room.allowance.get(mailbox) == 0 and not send.is_holdout
+        why = f"the warm-up to {mailbox} had no room for it" if spent else "its last useful moment had passed"
+        by_reason[f"it was due too late: {why}"].append(send.send_id)
+    for reason, send_ids in by_reason.items():
+        _close(session, send_ids, "expired", reason, now)
 
 
 def may_leave() -> ColumnElement[bool]:
-    """Sends that nothing holds back: see `service.halts.leaving_allowed`."""
+    """Sends that nothing holds back at this moment: see `service.halts.leaving_allowed`."""
     return leaving_allowed()
 
 

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from datetime import timedelta
+from typing import Any, cast
 
-from sqlalchemy import bindparam, select, tuple_, update
+from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from features.events import NewEvent, append, zone_of
-from features.tables import to_micros
-from features.vocabulary import EMAIL_BOUNCED, EMAIL_SENT, EMAIL_WITHHELD
+from features.events import append
 from service.clock import Clock
 from service.database import Database, database_now
-from service.flow.audience import models_of
 from service.flow.deliver.claiming import Claimed, barred_sends
+from service.flow.deliver.log_entries import Entry, LogEntries
+from service.flow.deliver.refusals import halt_refusing
 from service.flow.render import Email
 from service.group_commit import GroupCommit
+from service.halts import leaving_allowed
 from service.providers.base import Receipt
+from service.settings import Settings
 from service.suppression import address_hmac, suppress
-from service.tables import CampaignRow, DecisionRow, SendRow
+from service.tables import CampaignRow, SendRow
+from service.throttle import count_departures
 
 #: Waits before the second, third and every later try of a deferred mail.
 BACK_OFF = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=4))
+#: A mail that was deferred for so long in all expires.
+LONGEST_DEFERRAL = timedelta(hours=72)
 #: How long a group of ledger writes gathers at most; it goes at once when every conversation waits for it.
 GROUP_SECONDS = 0.015
 LARGEST_GROUP = 500
@@ -47,42 +51,51 @@ class Receipts:
     held_out: int = 0
     suppressed: int = 0
     expired: int = 0
+    #: Sends that a halt, a pause or a canary held back between their claim and their departure: planned again.
+    halted: int = 0
+    cancelled: int = 0
     #: Sends whose lease had passed to another worker; they were not touched.
     lost: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A change of one send that waits to be written."""
+def deferred_for(tries: int) -> timedelta:
+    """Time that a mail has waited before its next try, after so many deferred ones.
 
-    kind: Literal["begin", "finish"]
-    send: Claimed
-    email: Email | None
-    at: datetime
-    #: For ``finish``: the state to write; ``planned`` plans it again at ``due_at``.
-    state: str = "attempting"
-    reason: str | None = None
-    code: int | None = None
-    due_at: datetime | None = None
-    is_bad_address: bool = False
+    Examples
+    --------
+    >>> deferred_for(3)
+    datetime.timedelta(seconds=18300)
+    """
+    return sum((BACK_OFF[min(number, len(BACK_OFF) - 1)] for number in range(tries)), timedelta())
 
 
 class Ledger:
-    """Writes the changes of many sends in groups, each row fenced by its lease token."""
+    """Writes the changes of many sends in groups, each row fenced by its lease token.
 
-    def __init__(self, database: Database, clock: Clock, pepper: str, attempt_lease_seconds: float) -> None:
+    At no time are more sends ``attempting`` than there are conversations: a conversation's result is in the group that
+    marks its next mail, or in an earlier one.
+    """
+
+    def __init__(self, database: Database, clock: Clock, settings: Settings, attempt_lease_seconds: float) -> None:
         self._clock = clock
-        self._pepper = pepper
+        self._pepper = settings.pepper
+        self._sandbox = settings.sandbox
         self._attempt_lease = timedelta(seconds=attempt_lease_seconds)
-        self._group: GroupCommit[_Entry, str] = GroupCommit(
+        self._group: GroupCommit[Entry, str] = GroupCommit(
             database, self._write, wait_seconds=GROUP_SECONDS, largest=LARGEST_GROUP
         )
         self._written: list[asyncio.Future[str]] = []
-        #: By campaign, the models whose scores picked its audience.
-        self._models: dict[str | None, list[str]] = {None: []}
+        self._log = LogEntries()
+        #: Mailbox providers that were halted while the present sends leave: nothing more is asked of them.
+        self.refusing: set[str] = set()
         self._conversations = 0
         #: Conversations that wait for their mail to be marked ``attempting``.
         self._waiting = 0
+
+    def expect(self, sends: Sequence[Claimed]) -> None:
+        """Tell which sends come next, so that what the log says of them is read once for all."""
+        self._log.expect(sends)
+        self.refusing = set()
 
     @asynccontextmanager
     async def conversation(self) -> AsyncIterator[None]:
@@ -99,8 +112,8 @@ class Ledger:
             self._group.hurry()
 
     async def begin(self, send: Claimed, email: Email) -> bool:
-        """Whether the send is now ``attempting``: it was still ours, and its contact may still be mailed."""
-        future = self._group.put(_Entry("begin", send, email, self._clock.now()))
+        """Whether the send is now ``attempting``: still ours, not halted, its contact still to be mailed."""
+        future = self._group.put(Entry("begin", send, email, self._clock.now()))
         self._waiting += 1
         self._hurry_if_all_wait()
         try:
@@ -111,189 +124,215 @@ class Ledger:
             self._written.append(future)
         return answer == "attempting"
 
-    def finish(
-        self,
-        send: Claimed,
-        state: str,
-        reason: str | None,
-        *,
-        email: Email | None = None,
-        code: int | None = None,
-        due_at: datetime | None = None,
-        is_bad_address: bool = False,
-    ) -> None:
+    def finish(self, send: Claimed, state: str, reason: str | None, *, email: Email | None = None, **said: Any) -> None:
         """Write the result with the next group; the connection need not wait for it."""
-        entry = _Entry("finish", send, email, self._clock.now(), state, reason, code, due_at, is_bad_address)
-        self._written.append(self._group.put(entry))
+        self._written.append(
+            self._group.put(Entry("finish", send, email, self._clock.now(), state=state, reason=reason, **said))
+        )
 
-    def finish_with(self, send: Claimed, email: Email, receipt: Receipt) -> None:
-        """Write what the provider's receipt means for the send."""
+    def finish_with(self, send: Claimed, email: Email, receipt: Receipt, *, pause_seconds: float = 0.0) -> None:
+        """Write what the provider's receipt means for the send.
+
+        Parameters
+        ----------
+        pause_seconds : float
+            How long a relay that could not be reached is left alone: its mails wait so long, and no try is counted.
+        """
         reason = f"{receipt.code or ''} {_scrub(receipt.text, email.recipient)}".strip()
+        said: dict[str, Any] = {"email": email, "code": receipt.code}
         if receipt.outcome == "accepted":
-            self.finish(send, "accepted", None, email=email, code=receipt.code)
+            self.finish(send, "accepted", None, **said)
         elif receipt.outcome == "unknown":
-            self.finish(send, "unknown", reason, email=email, code=receipt.code)
+            self.finish(send, "unknown", reason, **said)
         elif receipt.outcome == "rejected":
-            self.finish(send, "failed", reason, email=email, code=receipt.code, is_bad_address=receipt.is_bad_address)
+            self.finish(
+                send, "failed", reason, **said,
+                bounce="hard" if receipt.is_bad_address else "soft" if receipt.is_full_mailbox else None,
+                is_policy=receipt.is_policy,
+            )  # fmt: skip
+        elif receipt.is_relay_down:
+            again_at = self._clock.now() + timedelta(seconds=max(1.0, pause_seconds))
+            self.finish(send, "planned", f"waits for the relay: {reason}", **said, due_at=again_at, is_try=False)
         else:
             again_at = self._clock.now() + BACK_OFF[min(send.attempts, len(BACK_OFF) - 1)]
             if again_at > send.not_after:
-                late = f"deferred until it was too late: {reason}"
-                self.finish(send, "expired", late, email=email, code=receipt.code)
+                self.finish(send, "expired", f"deferred until it was too late: {reason}", **said)
+            elif deferred_for(send.attempts + 1) > LONGEST_DEFERRAL:
+                self.finish(send, "expired", f"deferred for 72 hours: {reason}", **said)
             else:
-                self.finish(send, "planned", f"deferred: {reason}", email=email, code=receipt.code, due_at=again_at)
+                self.finish(send, "planned", f"deferred: {reason}", **said, due_at=again_at)
+
+    def hold_back(self, send: Claimed) -> None:
+        """Plan a send again whose mailbox provider was halted meanwhile; it was not tried."""
+        self.finish(send, "planned", "held back by a halt before it left", due_at=send.due_at, is_try=False)
 
     async def receipts(self) -> Receipts:
-        """Counts of what was written, once all of it is on disk."""
-        answers = await asyncio.gather(*self._written)
-        counts = Counter(answers)
-        return Receipts(**{("deferred" if state == "planned" else state): count for state, count in counts.items()})
+        """Counts of what was written since the last call, once all of it is on disk."""
+        written, self._written = self._written, []
+        counts = Counter(await asyncio.gather(*written))
+        return Receipts(**counts)
 
-    def _write(self, session: Session, entries: list[_Entry]) -> list[str]:
-        held = _still_held(session, [entry.send for entry in entries])
+    def _write(self, session: Session, entries: list[Entry]) -> list[str]:
+        held = _still_held(session, entries)
         answers = ["lost"] * len(entries)
-        begun: list[_Entry] = []
-        finished: list[_Entry] = []
+        begun: list[Entry] = []
+        finished: list[Entry] = []
         # A send is begun in one group and finished in a later one, never both in one.
         for place, entry in enumerate(entries):
             if entry.send.send_id in held:
                 (begun if entry.kind == "begin" else finished).append(entry)
-                answers[place] = entry.state
-        barred = self._begin_all(session, begun)
+                answers[place] = "deferred" if entry.state == "planned" else entry.state
+        stopped = self._begin_all(session, begun, held)
         self._finish_all(session, finished)
         return [
-            "suppressed" if entry.kind == "begin" and entry.send.send_id in barred else answer
+            stopped.get(entry.send.send_id, answer) if entry.kind == "begin" and answer != "lost" else answer
             for entry, answer in zip(entries, answers, strict=True)
         ]
 
-    def _begin_all(self, session: Session, entries: list[_Entry]) -> dict[int, str]:
+    def _begin_all(self, session: Session, entries: list[Entry], held: Mapping[int, bool]) -> dict[int, str]:
+        """What became of the sends that may not leave after all; the others are ``attempting``."""
         if not entries:
             return {}
-        barred = barred_sends(session, [entry.send for entry in entries], self._pepper)
-        until = database_now(session) + self._attempt_lease
-        session.execute(
-            update(SendRow.__table__).where(SendRow.__table__.c.send_id == bindparam("key")),  # type: ignore[arg-type]
-            [
-                {
-                    "key": entry.send.send_id,
-                    "state": "suppressed" if entry.send.send_id in barred else "attempting",
-                    "reason": barred.get(entry.send.send_id),
-                    "finished_at": entry.at if entry.send.send_id in barred else None,
-                    "lease_until": None if entry.send.send_id in barred else until,
-                    "message_id": entry.email.message_id if entry.email else None,
-                    "link_count": entry.email.link_count if entry.email else None,
-                }
-                for entry in entries
-            ],
+        halted = [entry for entry in entries if not held[entry.send.send_id]]
+        going = [entry for entry in entries if held[entry.send.send_id]]
+        barred = barred_sends(
+            session, [entry.send for entry in going], self._pepper, self._sandbox, now=self._clock.now()
         )
-        return barred
+        stopped = dict.fromkeys(barred, "suppressed") | _hold_back(session, halted)
+        if barred:
+            closed = [
+                {"key": entry.send.send_id, "why": barred[entry.send.send_id], "at": entry.at}
+                for entry in going
+                if entry.send.send_id in barred
+            ]
+            session.connection().execute(_BAR, closed)
+        if stopped:  # they were counted as departures when they were claimed
+            stayed = Counter(entry.send.mailbox for entry in entries if entry.send.send_id in stopped)
+            count_departures(session, {mailbox: -count for mailbox, count in stayed.items()}, now=entries[0].at)
+        if len(barred) < len(going):
+            until = database_now(session) + self._attempt_lease
+            session.connection().execute(
+                _BEGIN,
+                [
+                    {
+                        "key": entry.send.send_id,
+                        "until": until,
+                        "id_of_message": entry.email.message_id if entry.email else None,
+                        "links": entry.email.link_count if entry.email else None,
+                    }
+                    for entry in going
+                    if entry.send.send_id not in barred
+                ],
+            )
+        return stopped
 
-    def _finish_all(self, session: Session, entries: list[_Entry]) -> None:
+    def _finish_all(self, session: Session, entries: list[Entry]) -> None:
         if not entries:
             return
-        session.execute(
-            update(SendRow.__table__).where(SendRow.__table__.c.send_id == bindparam("key")),  # type: ignore[arg-type]
+        session.connection().execute(
+            _FINISH,
             [
                 {
                     "key": entry.send.send_id,
-                    "state": entry.state,
-                    "reason": entry.reason[:300] if entry.reason else None,
-                    "smtp_code": entry.code,
-                    "due_at": entry.due_at or entry.send.due_at,
-                    "finished_at": None if entry.state == "planned" else entry.at,
-                    "lease_until": None,
-                    "attempts": entry.send.attempts + (entry.state != "held_out" and entry.email is not None),
-                    "message_id": entry.email.message_id if entry.email else None,
-                    "link_count": entry.email.link_count if entry.email else None,
+                    "to": entry.state,
+                    "why": entry.reason[:300] if entry.reason else None,
+                    "code": entry.code,
+                    "due": entry.due_at or entry.send.due_at,
+                    "at": None if entry.state == "planned" else entry.at,
+                    "tries": entry.send.attempts
+                    + (entry.is_try and entry.state != "held_out" and entry.email is not None),
+                    "id_of_message": entry.email.message_id if entry.email else None,
+                    "links": entry.email.link_count if entry.email else None,
                 }
                 for entry in entries
             ],
         )
-        bad = [entry for entry in entries if entry.is_bad_address and entry.email is not None]
+        bad = [entry for entry in entries if entry.bounce == "hard" and entry.email is not None]
         if bad:
             hmacs = [address_hmac(self._pepper, entry.email.recipient) for entry in bad if entry.email]
             returned = [entry.send.send_id for entry in bad]
             session.execute(update(SendRow).where(SendRow.send_id.in_(returned)).values(bounce="hard"))
             suppress(session, hmacs, reason="hard_bounce", source="smtp", now=bad[0].at)
-        events = _events(session, entries, self._models)
+        refusing = {entry.send.mailbox for entry in entries if entry.is_policy}
+        if refusing:
+            self.refusing |= set(halt_refusing(session, refusing, now=entries[0].at))
+        events = self._log.events(session, entries)
         if events:
             append(session, events, received_at=max(event.occurred_at for event in events))
 
 
-def _still_held(session: Session, sends: Iterable[Claimed]) -> set[int]:
-    """Ids of the sends whose lease is still ours, their rows locked."""
-    tokens = [(send.send_id, send.lease_token) for send in sends]
-    query = select(SendRow.send_id).where(
-        tuple_(SendRow.send_id, SendRow.lease_token).in_(tokens), SendRow.state.in_(("claimed", "attempting"))
+_SEND = cast(Table, SendRow.__table__)
+_BAR = (
+    update(_SEND)
+    .where(_SEND.c.send_id == bindparam("key"))
+    .values(state="suppressed", reason=bindparam("why"), finished_at=bindparam("at"), lease_until=None)
+)
+_BEGIN = (
+    update(_SEND)
+    .where(_SEND.c.send_id == bindparam("key"))
+    .values(
+        state="attempting",
+        reason=None,
+        lease_until=bindparam("until"),
+        message_id=bindparam("id_of_message"),
+        link_count=bindparam("links"),
     )
-    return set(session.execute(query.order_by(SendRow.send_id).with_for_update()).scalars())
+)
+_FINISH = (
+    update(_SEND)
+    .where(_SEND.c.send_id == bindparam("key"))
+    .values(
+        state=bindparam("to"),
+        reason=bindparam("why"),
+        smtp_code=bindparam("code"),
+        due_at=bindparam("due"),
+        finished_at=bindparam("at"),
+        lease_until=None,
+        attempts=bindparam("tries"),
+        message_id=bindparam("id_of_message"),
+        link_count=bindparam("links"),
+    )
+)
+_HELD = (
+    select(_SEND.c.send_id, _SEND.c.lease_token, leaving_allowed())
+    .where(_SEND.c.send_id.in_(bindparam("ids", expanding=True)), _SEND.c.state.in_(("claimed", "attempting")))
+    .order_by(_SEND.c.send_id)
+    .with_for_update(of=_SEND)
+)
 
 
-def _events(session: Session, entries: Iterable[_Entry], models: dict[str | None, list[str]]) -> list[NewEvent]:
-    """Log entries of what left, was held out or came back at once."""
-    telling = [entry for entry in entries if entry.state in ("accepted", "held_out") or entry.is_bad_address]
-    if not telling:
-        return []
-    for campaign_id in {entry.send.campaign_id for entry in telling} - models.keys():
-        rule = session.scalar(select(CampaignRow.audience).where(CampaignRow.campaign_id == campaign_id))
-        models[campaign_id] = models_of(rule or {})
-    decisions: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    rows = session.execute(
-        select(
-            DecisionRow.send_id,
-            DecisionRow.decision_id,
-            DecisionRow.experiment_id,
-            DecisionRow.arm_id,
-            DecisionRow.propensity,
-            DecisionRow.snapshot_id,
-            DecisionRow.wave,
-            DecisionRow.segment,
-            DecisionRow.is_holdout,
-        )
-        .where(DecisionRow.send_id.in_([entry.send.send_id for entry in telling if not entry.is_bad_address]))
-        .order_by(DecisionRow.decision_id)
-    )
-    for row in rows:
-        values = dict(row._mapping)
-        decisions[values.pop("send_id")].append(values)
-    events = []
-    for entry in telling:
-        send = entry.send
-        kind, word = {"accepted": (EMAIL_SENT, "sent"), "held_out": (EMAIL_WITHHELD, "withheld")}.get(
-            entry.state, (EMAIL_BOUNCED, "bounced")
-        )
-        properties: dict[str, Any] = {
-            "campaign_id": send.campaign_id,
-            "template_id": send.template_id,
-            "template_version": send.template_version,
-            "stream": send.stream,
-        }
-        if kind == EMAIL_BOUNCED:
-            properties |= {"code": entry.code, "is_permanent": True}
-        else:
-            properties |= {
-                "assigned_local_hour": send.assigned_local_hour,
-                "local_hour": entry.at.astimezone(zone_of(send.timezone)).hour,
-                "hour_propensity": send.hour_propensity,
-                "hour_reason": send.hour_reason,
-                "attempts": send.attempts + (kind == EMAIL_SENT),
-                "decisions": decisions[send.send_id],
-            }
-            if models[send.campaign_id]:
-                properties["models"] = models[send.campaign_id]
-        events.append(
-            NewEvent(
-                contact_key=send.contact_key,
-                kind=kind,
-                occurred_at=to_micros(entry.at),
-                message_id=f"kairos/{word}/{send.send_id}",
-                identity=send.identity,
-                ref=str(send.send_id),
-                properties=properties,
-                timezone=send.timezone,
+def _still_held(session: Session, entries: Sequence[Entry]) -> dict[int, bool]:
+    """Sends whose lease is still ours, their rows locked, and whether nothing holds them back."""
+    tokens = {entry.send.send_id: entry.send.lease_token for entry in entries}
+    rows = session.connection().execute(_HELD, {"ids": list(tokens)})
+    return {send_id: bool(free) for send_id, token, free in rows if token == tokens[send_id]}
+
+
+def _hold_back(session: Session, entries: Sequence[Entry]) -> dict[int, str]:
+    """Plan again what was halted between its claim and its departure; what was cancelled ends so."""
+    if not entries:
+        return {}
+    campaigns = {entry.send.campaign_id for entry in entries}
+    cancelled = set(
+        session.scalars(
+            select(CampaignRow.campaign_id).where(
+                CampaignRow.campaign_id.in_(campaigns), CampaignRow.status == "cancelled"
             )
         )
-    return events
+    )
+    over = [entry for entry in entries if entry.send.campaign_id in cancelled]
+    waiting = [entry for entry in entries if entry.send.campaign_id not in cancelled]
+    for group, values in (
+        (over, {"state": "cancelled", "reason": "campaign cancelled", "finished_at": entries[0].at}),
+        (waiting, {"state": "planned", "reason": "held back by a halt before it left"}),
+    ):
+        if group:
+            session.execute(
+                update(SendRow)
+                .where(SendRow.send_id.in_([entry.send.send_id for entry in group]))
+                .values(**values, lease_until=None)
+            )
+    return {entry.send.send_id: "cancelled" for entry in over} | {entry.send.send_id: "halted" for entry in waiting}
 
 
 def _scrub(reply: str, recipient: str) -> str:

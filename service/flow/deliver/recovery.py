@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
-from service.tables import SendRow
+from service.tables import CampaignRow, SendRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +64,19 @@ def recover(session: Session, *, now: datetime, crash_policy: str = "hold") -> R
         )
         .returning(SendRow.send_id)
     ).all()
+    close_cancelled(session, now=now)
     return Recovered(len(replanned), len(resent), len(unknown))
+
+
+def close_cancelled(session: Session, *, now: datetime) -> int:
+    """Close what was under way when its campaign was cancelled and came back as planned; returns how many."""
+    cancelled = session.scalars(select(CampaignRow.campaign_id).where(CampaignRow.status == "cancelled")).all()
+    if not cancelled:
+        return 0
+    closed = session.execute(
+        update(SendRow)
+        .where(SendRow.state == "planned", SendRow.campaign_id.in_(cancelled))
+        .values(state="cancelled", reason="campaign cancelled", finished_at=now)
+        .returning(SendRow.send_id)
+    )
+    return len(closed.all())

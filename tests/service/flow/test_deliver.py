@@ -254,15 +254,20 @@ def test_the_cap_counts_seven_days_back(any_database: Database, settings: Settin
 
 @pytest.mark.postgres
 def test_two_claims_at_once_keep_the_cap(postgres: Database, settings: Settings) -> None:
-    """Two workers that hold two sends of one contact in open transactions let only the first due one through."""
+    """Two workers that claim two sends of one contact let only the first due one through: the second waits its turn."""
     [key] = subscribe(postgres, 1, now=NOW)
     strict = settings.model_copy(update={"frequency_cap": 1})
     early, late = plan(postgres, [key], now=NOW, due_at=NOW - timedelta(minutes=1)) + plan(postgres, [key], now=NOW)
-    with postgres.writing() as one, postgres.writing() as other:
+    second: list[Claim] = []
+    thread = threading.Thread(target=lambda: second.append(take(postgres, strict, limit=1)))
+    with postgres.writing() as one:
         first = claim(one, now=NOW, limit=1, lease_seconds=60, settings=strict)
-        second = claim(other, now=NOW, limit=1, lease_seconds=60, settings=strict)
+        thread.start()
+        thread.join(0.2)
+        assert not second  # the buckets are the first one's until it commits
+    thread.join()
     assert [send.send_id for send in first.sends] == [early]
-    assert second.sends == ()
+    assert second[0].sends == ()
     assert states(postgres) == {early: "claimed", late: "suppressed"}
 
 
