@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from features.tables import Base, ContactRow, CounterRow, ErasureRow, EventRow, IdentityRow
@@ -367,7 +367,18 @@ class SendRow(Base):
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_send_due", "state", "due_at"), Index("ix_send_contact_due", "contact_key", "due_at"))
+    __table_args__ = (
+        Index("ix_send_due", "state", "due_at"),
+        Index("ix_send_contact_due", "contact_key", "due_at"),
+        # What waits for its arms: however many decided mails are held back, the next wave is found at once.
+        Index(
+            "ix_send_undecided",
+            "due_at",
+            "send_id",
+            sqlite_where=text("state = 'planned' AND decided_at IS NULL"),
+            postgresql_where=text("state = 'planned' AND decided_at IS NULL"),
+        ),
+    )
 
 
 class HaltRow(Base):

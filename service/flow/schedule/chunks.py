@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,18 @@ def near(key: InstrumentedAttribute[int], keys: np.ndarray, *columns: Any) -> An
 
 
 def among(key: InstrumentedAttribute[int], keys: np.ndarray) -> ColumnElement[bool]:
+    """Whether a key is one of the ascending ``keys``, or lies among them where that is nearly the same."""
     if keys[-1] - keys[0] < 2 * len(keys):
         return key.between(int(keys[0]), int(keys[-1]))
     return key.in_(keys.tolist())
 
 
-def columns_of(session: Session, query: Any, count: int) -> list[Any]:
-    rows = session.execute(query).all()
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(count)]
+def columns_of(session: Session, query: Any, count: int) -> list[Sequence[Any]]:
+    """The query's columns as the driver gives them: a million rows need no objects. Instants are asked for as int."""
+    result = session.connection().execute(query)
+    rows = result.cursor.fetchall() if result.cursor is not None else []
+    result.close()
+    return list(zip(*rows, strict=True)) if rows else [()] * count
 
 
 def places(rows: np.ndarray, keys: np.ndarray, found: list[int]) -> tuple[np.ndarray, np.ndarray]:

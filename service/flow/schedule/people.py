@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
-from sqlalchemy import BigInteger, select, type_coerce
-from sqlalchemy import exists as any_row
+from sqlalchemy import BigInteger, func, select, type_coerce
 from sqlalchemy.orm import Session
 
 from features.events import DAY_MICROS
@@ -134,23 +134,22 @@ def find_people(session: Session, intent: Intent, contact_keys: np.ndarray, limi
     most = np.full(n, limits.frequency_cap if intent.stream == "marketing" else 0, dtype=np.int64)
     is_own = np.zeros(n, dtype=bool)
     sources: Counter[str] = Counter()
-    is_suppressing = bool(session.scalar(select(any_row(select(SuppressionRow.address_hmac)))))
+    suppressed = _Suppressed.of(session, intent, limits.pepper, n)
     counted: list[tuple[np.ndarray, np.ndarray]] = []
     for rows, keys in chunks(contact_keys):
-        found, emails, named = columns_of(
-            session, near(ContactRow.contact_key, keys, ContactRow.email, ContactRow.timezone), 3
-        )
+        query = near(ContactRow.contact_key, keys, ContactRow.email, ContactRow.timezone)
+        found, emails, named = columns_of(session, query, 3)
         place, known = places(rows, keys, found)
-        own = [name if name and exists(name) else None for name in named]
-        zone[place] = np.fromiter((zones.of(name or limits.default_timezone) for name in own), np.int64, len(own))[
-            known
-        ]
-        mailbox[place] = np.fromiter((mailboxes.of(mailbox_of(email)) for email in emails), np.int64, len(own))[known]
-        reason[place] = np.fromiter((1 if email else 2 for email in emails), np.int64, len(own))[known]
-        kinds = [OWN_ZONE if mine else WRONG_ZONE if name else NO_ZONE for mine, name in zip(own, named, strict=True)]
-        sources.update(np.array(kinds, dtype=object)[known].tolist())
-        if is_suppressing:
-            _suppress(session, intent, limits.pepper, place, np.array(emails, dtype=object)[known], reason, reasons)
+        whose = {
+            name: (zones.of(name), OWN_ZONE) if name and exists(name) else (0, WRONG_ZONE if name else NO_ZONE)
+            for name in set(named)
+        }
+        zone[place] = np.fromiter((whose[name][0] for name in named), np.int64, len(named))[known]
+        sources.update(whose[name][1] for name in np.array(named, dtype=object)[known].tolist())
+        mailbox[place] = np.fromiter(map(mailboxes.of, map(mailbox_of, emails)), np.int64, len(emails))[known]
+        reason[place] = np.fromiter((1 if email else 2 for email in emails), np.int64, len(emails))[known]
+        if suppressed is not None:
+            suppressed.mark(place, np.array(emails, dtype=object)[known], reason, reasons)
         if intent.stream != "marketing":
             continue
         _ask_consent(session, intent.topic, rows, keys, reason, reasons)
@@ -179,24 +178,37 @@ def find_people(session: Session, intent: Intent, contact_keys: np.ndarray, limi
     )
 
 
-def _suppress(
-    session: Session,
-    intent: Intent,
-    pepper: str,
-    place: np.ndarray,
-    emails: np.ndarray,
-    reason: np.ndarray,
-    codes: Codes,
-) -> None:
-    digests: dict[str, list[int]] = {}
-    for row, email in zip(place.tolist(), emails.tolist(), strict=True):
-        if email:
-            digests.setdefault(address_hmac(pepper, email), []).append(row)
-    listed = select(SuppressionRow.address_hmac, SuppressionRow.reason)
-    for digest, why in session.execute(listed.where(SuppressionRow.address_hmac.in_(list(digests)))):
-        if intent.stream == "transactional" and why == "unsubscribed":
-            continue
-        reason[digests[digest]] = codes.of(f"address suppressed: {why}")
+class _Suppressed:
+    """The suppression list: all of it where it is shorter than the audience, else asked chunk by chunk."""
+
+    def __init__(self, session: Session, pepper: str, listed: Any, whole: dict[str, str] | None) -> None:
+        self._session = session
+        self._pepper = pepper
+        self._listed = listed
+        self._whole = whole
+
+    @classmethod
+    def of(cls, session: Session, intent: Intent, pepper: str, contacts: int) -> _Suppressed | None:
+        """What counts for mail of that stream; None where the list is empty."""
+        listed = select(SuppressionRow.address_hmac, SuppressionRow.reason)
+        if intent.stream == "transactional":
+            listed = listed.where(SuppressionRow.reason != "unsubscribed")
+        length = session.scalar(select(func.count()).select_from(listed.subquery())) or 0
+        if not length:
+            return None
+        whole = dict(zip(*columns_of(session, listed, 2), strict=True)) if length <= contacts else None
+        return cls(session, pepper, listed, whole)
+
+    def mark(self, place: np.ndarray, emails: np.ndarray, reason: np.ndarray, codes: Codes) -> None:
+        """Write the reason of those whose address is on the list."""
+        digests = [address_hmac(self._pepper, email) if email else "" for email in emails.tolist()]
+        listed = self._whole
+        if listed is None:
+            query = self._listed.where(SuppressionRow.address_hmac.in_(digests))
+            listed = dict(zip(*columns_of(self._session, query, 2), strict=True))
+        for row, digest in zip(place.tolist(), digests, strict=True):
+            if digest in listed:
+                reason[row] = codes.of(f"address suppressed: {listed[digest]}")
 
 
 def _ask_consent(

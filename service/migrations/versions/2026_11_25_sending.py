@@ -23,6 +23,10 @@ def upgrade() -> None:
     op.add_column("send", sa.Column("is_canary", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("send", sa.Column("mailbox", sa.String(length=24), nullable=True))
     op.add_column("send", sa.Column("expected_value", sa.Float(), nullable=True))
+    undecided = sa.text("state = 'planned' AND decided_at IS NULL")
+    op.create_index(
+        "ix_send_undecided", "send", ["due_at", "send_id"], sqlite_where=undecided, postgresql_where=undecided
+    )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_table(
@@ -86,6 +90,7 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_column("hit", "is_trap")
     op.drop_column("hit", "network")
+    op.drop_index("ix_send_undecided", table_name="send")
     op.drop_column("send", "expected_value")
     op.drop_column("send", "mailbox")
     op.drop_column("send", "is_canary")
