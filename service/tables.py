@@ -373,6 +373,7 @@ class SendRow(Base):
         # What waits for its arms: however many decided mails are held back, the next wave is found at once.
         Index(
             "ix_send_undecided",
+            "state",
             "due_at",
             "send_id",
             sqlite_where=text("state = 'planned' AND decided_at IS NULL"),

@@ -120,14 +120,15 @@ def assign(
     free = np.zeros(len(capacity))
     desk = _Desk(value, class_of, options, draws, indifferent)
     wished, gains, _ = desk.choose(options.cost(free), np.arange(n))
-    unbound = float(gains.sum())
+    unbound = float(desk.value_of(wished).sum())
     demand = _taken(options, class_of, wished, len(capacity))
     if np.all(demand <= capacity):
         return Assignment(wished, wished, wished, free, unbound, unbound, unbound)
     prices = _prices(desk, capacity, gains)
     cost = options.cost(prices)
     ruled, gains, _ = desk.choose(cost, np.arange(n))
-    bound = float(gains.sum() + prices @ np.minimum(capacity, n))
+    # What lateness took off the gains is given back, or the bound would lie below the optimum.
+    bound = float(gains.sum() + prices @ np.minimum(capacity, n)) + LATENESS * desk.scale * n
     # Where an hour is to be had on several days, sharing them out wastes no place; where it is not, going straight for
     # the cheapest is the more exact. Both are tried, and the better one is kept.
     chosen = max(

@@ -25,7 +25,7 @@ def upgrade() -> None:
     op.add_column("send", sa.Column("expected_value", sa.Float(), nullable=True))
     undecided = sa.text("state = 'planned' AND decided_at IS NULL")
     op.create_index(
-        "ix_send_undecided", "send", ["due_at", "send_id"], sqlite_where=undecided, postgresql_where=undecided
+        "ix_send_undecided", "send", ["state", "due_at", "send_id"], sqlite_where=undecided, postgresql_where=undecided
     )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
