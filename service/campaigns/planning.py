@@ -194,9 +194,9 @@ def _advice_on_room(sends: Sends) -> tuple[str, ...]:
         whose = f" to {dearest['mailbox']}" if dearest["mailbox"] else ""
         unit = "" if placement.objective == "profit" else " answers"
         told.append(
-            f"{len(placement.full)} hours or days are full; one more place{whose} at {dearest['at']:%Y-%m-%d %H:%M} UTC "
-            f"would bring {dearest['price']:.2g}{unit}. The plan expects {placement.expected:,.4g}{unit}, without these "
-            f"limits {placement.expected_unbound:,.4g}."
+            f"{len(placement.full)} hours or days are full; one more place{whose} at "
+            f"{dearest['at']:%Y-%m-%d %H:%M} UTC would bring {dearest['price']:.2g}{unit}. The plan expects "
+            f"{placement.expected:,.4g}{unit}, without these limits {placement.expected_unbound:,.4g}."
         )
     return tuple(told)
 
