@@ -7,6 +7,7 @@ import hmac
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -17,7 +18,6 @@ from sqlalchemy.orm import Session
 from features.events import NewEvent, append
 from features.tables import allocate, to_micros
 from features.vocabulary import UNSUBSCRIBED
-from service.settings import Settings
 from service.tables import ConsentRow, ContactRow, ErasureRow, PreferenceRow, SendRow, SuppressionRow
 
 ConsentState = Literal["unknown", "pending", "subscribed", "unsubscribed"]
@@ -195,7 +195,6 @@ def mailable(
     now : datetime, optional
         When it would leave: a break that lasts longer bars it. None: breaks are not looked at.
     """
-    allowed = _allowed(sandbox)
     keys = list(dict.fromkeys(contact_keys))
     reasons: dict[int, str | None] = {key: "no such contact" for key in keys}
     hashes: dict[str, list[int]] = {}
@@ -203,7 +202,7 @@ def mailable(
         query = select(ContactRow.contact_key, ContactRow.email).where(ContactRow.contact_key.in_(chunk))
         for key, email in session.execute(query):
             reasons[key] = None if email else "no e-mail address"
-            if email and _is_refused(email, allowed):
+            if email and sandbox_refuses(email, sandbox):
                 reasons[key] = NOT_IN_SANDBOX
             elif email:
                 hashes.setdefault(address_hmac(pepper, email), []).append(key)
@@ -226,16 +225,17 @@ def mailable(
     return reasons
 
 
-def sandbox_refuses(address: str, settings: Settings) -> bool:
+def sandbox_refuses(address: str, sandbox: str) -> bool:
     """Whether `Settings.sandbox` keeps mail from this address; it names the addresses and domains that get any.
 
     Examples
     --------
-    >>> trial = Settings(sandbox="ann@shop.example, @kairos.example", _env_file=None)
-    >>> [sandbox_refuses(to, trial) for to in ("Ann@Shop.example", "bob@kairos.example", "bob@shop.example")]
+    >>> sandbox = "ann@shop.example, @kairos.example"
+    >>> [sandbox_refuses(to, sandbox) for to in ("Ann@Shop.example", "bob@kairos.example", "bob@shop.example")]
     [False, False, True]
     """
-    return _is_refused(address, _allowed(settings.sandbox))
+    plain, allowed = address.strip().lower(), _allowed(sandbox)
+    return bool(allowed) and plain not in allowed and f"@{plain.rpartition('@')[2]}" not in allowed
 
 
 def snoozed(session: Session, contact_keys: Iterable[int], *, now: datetime) -> dict[int, datetime]:
@@ -325,13 +325,9 @@ def identity_of(user_id: str) -> str:
     return f"user:{user_id}"
 
 
+@lru_cache(maxsize=8)
 def _allowed(sandbox: str) -> frozenset[str]:
     return frozenset(part for part in (part.strip().lower() for part in sandbox.split(",")) if part)
-
-
-def _is_refused(address: str, allowed: frozenset[str]) -> bool:
-    plain = address.strip().lower()
-    return bool(allowed) and plain not in allowed and f"@{plain.rpartition('@')[2]}" not in allowed
 
 
 def _lines_in_force(

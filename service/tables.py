@@ -391,6 +391,15 @@ class SendRow(Base):
             "ix_send_finished", "stream", "state", "finished_at", "bounce", "complained_at",
             sqlite_where=text("finished_at IS NOT NULL"), postgresql_where=text("finished_at IS NOT NULL"),
         ),
+        # What waits for its arms: however many decided mails are held back, the next wave is found at once.
+        Index(
+            "ix_send_undecided",
+            "state",
+            "due_at",
+            "send_id",
+            sqlite_where=text("state = 'planned' AND decided_at IS NULL"),
+            postgresql_where=text("state = 'planned' AND decided_at IS NULL"),
+        ),
     )  # fmt: skip
 
 

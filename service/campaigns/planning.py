@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,10 +13,12 @@ from sqlalchemy.orm import Session
 
 from features.tables import from_micros
 from service.campaigns.drafts import find_campaign
+from service.errors import Invalid
 from service.experiments import planning
 from service.flow.audience import find_audience
 from service.flow.predict import Hours, predict
-from service.flow.schedule import Intent, Limits, Sends, schedule
+from service.flow.schedule import Economy, Intent, Limits, Placement, Sends, schedule
+from service.mailboxes import rates_of
 from service.settings import Settings
 from service.tables import CampaignRow, ExperimentRow
 from training.policies.thompson import DelayCdf
@@ -24,6 +26,8 @@ from training.serving import Serving
 
 #: From this audience on, a send at once with an experiment is better cut into waves, and into how many.
 WAVES_FROM, SUGGESTED_WAVES = 3_000, 8
+#: Contacts whose hours are asked for at once.
+HOURS_CHUNK = 50_000
 #: Share of a wave's answers that should be in before the next one leaves.
 ANSWERED_BETWEEN_WAVES = 0.3
 
@@ -39,7 +43,16 @@ class CampaignPlan:
     local_hours : dict of int to int
         Planned sends by the contact's local hour.
     hour_reasons : dict of str to int
-        Planned sends by why they leave at that hour: best, explore, fallback, fixed.
+        Planned sends by why they leave at that hour: see `service.flow.schedule.Sends`.
+    personal_hours : int
+        Planned sends at the hour that their contact's own curve chose; the others' hour was drawn, or fixed.
+    mailboxes : dict of str to int
+        Planned sends by mailbox provider.
+    canary : int
+        Planned sends that leave first.
+    placement : Placement
+        The objective, what the plan is expected to bring and what it would without limits, the slots that are full
+        with the price of a place, the days of warm-up that it would take, and whose time zones were not known.
     holdouts : int
         Planned sends that will be held out.
     unknown : tuple of str
@@ -65,10 +78,30 @@ class CampaignPlan:
     waves: tuple[dict[str, Any], ...] = ()
     experiments: tuple[dict[str, Any], ...] = ()
     advice: tuple[str, ...] = ()
+    personal_hours: int = 0
+    mailboxes: dict[str, int] = field(default_factory=dict)
+    canary: int = 0
+    placement: Placement | None = None
 
 
-def limits_of(settings: Settings) -> Limits:
-    """The planner's rules, from the installation's settings."""
+def limits_of(settings: Settings, objective: str | None = None) -> Limits:
+    """The planner's rules, from the installation's settings; ``objective`` goes before theirs.
+
+    Raises
+    ------
+    Invalid
+        If the objective is not known, or a mailbox provider's rate is none.
+    """
+    wanted = objective or settings.objective
+    if wanted not in ("engagement", "profit"):
+        raise Invalid(f"objective {wanted!r} is not known; write engagement or profit")
+    economy = Economy(
+        currency=settings.currency,
+        margin_share=settings.margin_share,
+        mail_cost=settings.mail_cost,
+        unsubscribe_cost=settings.unsubscribe_cost,
+        attribution_days=settings.attribution_days,
+    )
     return Limits(
         quiet_hours=settings.quiet,
         frequency_cap=settings.frequency_cap,
@@ -79,6 +112,9 @@ def limits_of(settings: Settings) -> Limits:
         pepper=settings.pepper,
         salt=settings.pepper,
         sandbox=settings.sandbox,
+        mailbox_rates=rates_of(settings.mailbox_rates),
+        warm_up_from=settings.warm_up_from,
+        economy=economy if wanted == "profit" else None,
     )
 
 
@@ -115,7 +151,11 @@ def plan_campaign(
         )
         if n_planned
         else (),
-        advice=_advice(campaign, audience_size, bool(asked)),
+        advice=(*_advice(campaign, audience_size, bool(asked)), *_advice_on_room(sends)),
+        personal_hours=int((sends.hour_reason[planned] == "best").sum()),
+        mailboxes={name: n for name, n in sorted(Counter(sends.mailbox[planned].tolist()).items()) if name},
+        canary=int(sends.is_canary[planned].sum()),
+        placement=sends.placement,
     )
 
 
@@ -143,6 +183,43 @@ def _advice(campaign: CampaignRow, audience_size: int, has_experiment: bool) -> 
     )
 
 
+def _advice_on_room(sends: Sends) -> tuple[str, ...]:
+    """What more room would be worth, where the hours run out."""
+    placement = sends.placement
+    told = [
+        f"The mails to {mailbox} take {days} days of the warm-up; the window holds fewer: the rest is unplaced."
+        for mailbox, days in sorted(placement.warm_up_days.items())
+    ]
+    dearest = max(placement.full, key=lambda one: one["price"], default=None)
+    if dearest is not None and dearest["price"] > 0 and placement.expected is not None:
+        whose = f" to {dearest['mailbox']}" if dearest["mailbox"] else ""
+        unit = "" if placement.objective == "profit" else " answers"
+        told.append(
+            f"{len(placement.full)} hours or days are full; one more place{whose} at "
+            f"{dearest['at']:%Y-%m-%d %H:%M} UTC would bring {dearest['price']:.2g}{unit}. The plan expects "
+            f"{placement.expected:,.4g}{unit}, without these limits {placement.expected_unbound:,.4g}."
+        )
+    return tuple(told)
+
+
+def _hours(session: Session, contact_keys: np.ndarray, serving: Serving, now: datetime) -> Hours | None:
+    """The send-hour model's answer for each contact, a part of them at a time: their vectors need not all fit."""
+    parts = []
+    for start in range(0, max(1, len(contact_keys)), HOURS_CHUNK):
+        some = contact_keys[start : start + HOURS_CHUNK]
+        part = predict(session, some, serving, as_of=now, models=["send_hour"]).hours
+        if part is None:
+            return None
+        parts.append(replace(part, probabilities=part.probabilities.astype(np.float32)))
+    return Hours(
+        version=parts[0].version,
+        rung=parts[0].rung,
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        level=tuple(level for part in parts for level in part.level),
+        is_usable=np.concatenate([part.is_usable for part in parts]),
+    )
+
+
 def planned_sends(
     session: Session, campaign: CampaignRow, serving: Serving, settings: Settings, now: datetime
 ) -> tuple[Sends, int, tuple[str, ...]]:
@@ -150,7 +227,7 @@ def planned_sends(
     audience = find_audience(session, campaign.audience, as_of=now)
     hours: Hours | None = None
     if campaign.timing == "best_hour":
-        hours = predict(session, audience.contact_keys, serving, as_of=now, models=["send_hour"]).hours
+        hours = _hours(session, audience.contact_keys, serving, now)
     intent = Intent(
         key=campaign.campaign_id,
         template_id=campaign.template_id,
@@ -162,8 +239,9 @@ def planned_sends(
         timing=campaign.timing,
         holdout_share=campaign.holdout_share,
         waves=campaign.waves,
+        canary_share=campaign.canary_share or 0.0,
     )
-    limits = limits_of(settings)
+    limits = limits_of(settings, campaign.objective)
     if campaign.corrects and limits.frequency_cap:  # who got the wrong mail must not go without the right one
         limits = replace(limits, frequency_cap=limits.frequency_cap + 1)
     sends = schedule(session, intent, audience.contact_keys, hours, limits, now=now)

@@ -10,9 +10,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import BigInteger, bindparam, select, text, type_coerce
 from sqlalchemy.orm import Session
 
 from features.events import HOUR_MICROS
@@ -69,6 +70,9 @@ _MADE = select(*(getattr(DecisionRow, name) for name in _PARALLEL)).where(
     DecisionRow.occurrence == bindparam("occurrence"),
     DecisionRow.contact_key.in_(bindparam("keys", expanding=True)),
 )
+
+#: Word for word the condition of the index that holds these rows alone: a bound value would not find it.
+IS_UNDECIDED = text("send.state = 'planned' AND send.decided_at IS NULL")
 
 _STICKY = (
     select(ExperimentRow.experiment_id)
@@ -181,8 +185,13 @@ def decide(
     (`training.policies.base.hashed_draws`), so the same call again draws the same.
     """
     due = session.execute(
-        select(SendRow.send_id, SendRow.contact_key, SendRow.campaign_id, SendRow.due_at)
-        .where(SendRow.state == "planned", SendRow.decided_at.is_(None), SendRow.due_at < now + look_ahead)
+        select(
+            SendRow.send_id,
+            SendRow.contact_key,
+            SendRow.campaign_id,
+            type_coerce(SendRow.due_at, BigInteger).label("due_micros"),
+        )
+        .where(IS_UNDECIDED, SendRow.due_at < now + look_ahead)
         .order_by(SendRow.due_at, SendRow.send_id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -197,17 +206,21 @@ def decide(
     drawn: list[Mapping[str, Any]] = []
     for desk in _desks(session, asked):
         asks = [
-            Ask(row.contact_key, f"send:{row.send_id}", to_micros(row.due_at) // HOUR_MICROS, row.send_id)
+            Ask(row.contact_key, f"send:{row.send_id}", row.due_micros // HOUR_MICROS, row.send_id)
             for row in due
             if desk.experiment.experiment_id in experiments_of.get(row.campaign_id, ())
         ]
         if asks:
-            drawn += draw(session, desk, asks, now=now, cache=cache)[0]
+            drawn += draw(session, desk, asks, now=now, cache=cache, tell_written=False)[0]
     send_ids = [row.send_id for row in due]
-    for start in range(0, len(send_ids), CHUNK):
-        chunk = send_ids[start : start + CHUNK]
-        session.execute(update(SendRow).where(SendRow.send_id.in_(chunk)).values(decided_at=now))
-    return Decisions(**{name: tuple(row[name] for row in drawn) for name in _PARALLEL}, send_ids=tuple(send_ids))
+    if send_ids:
+        connection = session.connection()
+        mark = "?" if connection.dialect.name == "sqlite" else "%s"
+        connection.exec_driver_sql(
+            f"UPDATE send SET decided_at = {mark} WHERE send_id = {mark}", [(to_micros(now), i) for i in send_ids]
+        )
+    columns = zip(*map(itemgetter(*_PARALLEL), drawn), strict=True) if drawn else [()] * len(_PARALLEL)
+    return Decisions(**dict(zip(_PARALLEL, columns, strict=True)), send_ids=tuple(send_ids))
 
 
 def decide_for(

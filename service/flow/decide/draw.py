@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any, cast
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from sqlalchemy import Table, bindparam, func, select
@@ -14,12 +16,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased, defer
 
 from features.online import VectorCache
+from features.tables import to_micros
 from service.flow.decide.contexts import contexts_of, projection_of, segments_of
 from service.flow.decide.snapshot import allocation_of
 from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
 from training.policies.base import Allocation, choose, hashed_draws
 
 CHUNK = 5_000
+_COLUMNS = tuple(column.name for column in DecisionRow.__table__.columns)
 #: Characters of a decision's reason.
 LONGEST_REASON = 200
 
@@ -40,8 +44,7 @@ class Desk:
         return Desk(self.experiment, self.snapshot_id, self.allocation, open_arms)
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """For whom an arm is wanted, and on which occasion."""
 
     contact_key: int
@@ -91,7 +94,13 @@ def desks(session: Session, experiment_ids: set[str]) -> list[Desk]:
 
 
 def draw(
-    session: Session, desk: Desk, asks: Sequence[Ask], *, now: datetime, cache: VectorCache | None = None
+    session: Session,
+    desk: Desk,
+    asks: Sequence[Ask],
+    *,
+    now: datetime,
+    cache: VectorCache | None = None,
+    tell_written: bool = True,
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """A decision for each ask, in its order, and the ids of those that were written; none if no arm is open.
 
@@ -117,7 +126,11 @@ def draw(
                 rows[i] = _repeated(rows[first_ask[ask.contact_key]], ask, now)
     else:
         rows = _drawn(session, desk, asks, range(len(asks)), now, cache)
-    written = _write(session, list(rows.values()))
+    if tell_written:
+        written = _write(session, list(rows.values()))
+    else:
+        _write_many(session, rows.values())
+        written = set()
     return [rows[i] for i in range(len(asks))], written
 
 
@@ -168,6 +181,7 @@ def _drawn(
     if not positions:
         return {}
     experiment, allocation = desk.experiment, desk.allocation
+    experiment_id = experiment.experiment_id
     settings = experiment.settings or {}
     keys = [asks[i].contact_key for i in positions]
     occurrences = [asks[i].occurrence for i in positions]
@@ -179,25 +193,29 @@ def _drawn(
     pmf = probabilities(allocation, desk.open_arms, len(keys), segments=segments, contexts=contexts)
     draws = draws_of(experiment.salt, desk.snapshot_id, keys, occurrences)
     index = choose(pmf, draws)
-    is_holdout = held_out(experiment.salt, experiment.holdout_share, keys)
+    chances = pmf[np.arange(len(keys)), index].tolist()
+    arms = [desk.open_arms[arm] for arm in index.tolist()]
+    uniform = draws.tolist()
+    is_holdout = held_out(experiment.salt, experiment.holdout_share, keys).tolist()
     masked = len(desk.open_arms) < len(allocation.arms)
     reason = (allocation.reason + ("; paused arms left out" if masked else ""))[:LONGEST_REASON]
+    eligible = list(desk.open_arms)
     return {
         i: {
-            "decision_id": decision_id(experiment.experiment_id, keys[n], occurrences[n]),
-            "experiment_id": experiment.experiment_id,
+            "decision_id": decision_id(experiment_id, keys[n], occurrences[n]),
+            "experiment_id": experiment_id,
             "contact_key": int(keys[n]),
             "occurrence": occurrences[n],
             "send_id": asks[i].send_id,
             "snapshot_id": desk.snapshot_id,
             "wave": int(asks[i].wave),
-            "arm_id": desk.open_arms[index[n]],
-            "propensity": float(pmf[n, index[n]]),
-            "draw": float(draws[n]),
-            "eligible": list(desk.open_arms),
+            "arm_id": arms[n],
+            "propensity": chances[n],
+            "draw": uniform[n],
+            "eligible": eligible,
             "segment": segments[n],
             "context": None if contexts is None else encoded(contexts[n]),
-            "is_holdout": bool(is_holdout[n]),
+            "is_holdout": is_holdout[n],
             "repeats": None,
             "reason": reason,
             "decided_at": now,
@@ -249,6 +267,27 @@ def _write(session: Session, rows: Sequence[dict[str, Any]]) -> set[str]:
     for start in range(0, len(ordered), CHUNK):
         written.update(session.connection().execute(once, ordered[start : start + CHUNK]).scalars())
     return written
+
+
+def _write_many(session: Session, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The same for a wave, as plain tuples, where nobody asks which of the rows were new."""
+    connection = session.connection()
+    names = [name for name in _COLUMNS if name not in ("eligible", "decided_at")]
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    statement = (
+        f"INSERT INTO decision ({', '.join(names)}, eligible, decided_at) "
+        f"VALUES ({', '.join([mark] * (len(names) + 2))}) ON CONFLICT DO NOTHING"
+    )
+    ordered = sorted(rows, key=itemgetter("contact_key", "occurrence"))
+    eligible = {id(row["eligible"]): row["eligible"] for row in ordered}  # one list for all of a draw
+    as_json = {place: json.dumps(arms) for place, arms in eligible.items()}
+    values = itemgetter(*names)
+    decided_at = to_micros(ordered[0]["decided_at"]) if ordered else 0
+    for start in range(0, len(ordered), CHUNK):
+        part = ordered[start : start + CHUNK]
+        connection.exec_driver_sql(
+            statement, [(*values(row), as_json[id(row["eligible"])], decided_at) for row in part]
+        )
 
 
 def decision_id(experiment_id: str, contact_key: int, occurrence: str) -> str:

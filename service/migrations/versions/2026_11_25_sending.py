@@ -44,6 +44,10 @@ def upgrade() -> None:
         postgresql_where=sa.text("finished_at IS NOT NULL"),
     )
     op.add_column("send", sa.Column("variables", sa.JSON(), nullable=True))
+    undecided = sa.text("state = 'planned' AND decided_at IS NULL")
+    op.create_index(
+        "ix_send_undecided", "send", ["state", "due_at", "send_id"], sqlite_where=undecided, postgresql_where=undecided
+    )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("known_network", sa.String(length=40), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
@@ -109,6 +113,7 @@ def downgrade() -> None:
     op.drop_column("hit", "is_trap")
     op.drop_column("hit", "known_network")
     op.drop_column("hit", "network")
+    op.drop_index("ix_send_undecided", table_name="send")
     op.drop_column("send", "variables")
     op.drop_index("ix_send_canary", "send")
     op.drop_index("ix_send_finished", "send")
