@@ -22,6 +22,7 @@ from service.api import (
     outcomes,
     predictions,
     problems,
+    reports,
     sends,
     templates,
     tracking,
@@ -84,7 +85,7 @@ def create_app(
     problems.install(app)
     for noun in (
         events, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends, models,
-        outcomes, tracking, health,
+        outcomes, reports, tracking, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

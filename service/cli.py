@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.commands import reports
 from service.commands.shared import (
     AsOf,
     Json,
@@ -48,6 +49,7 @@ def _group(name: str, says: str) -> typer.Typer:
     return group
 
 
+app.add_typer(reports.app, name="report")
 imports = _group("import", "Bring history in from files.")
 contacts_group = _group("contacts", "Contacts.")
 features = _group("features", "The feature store: lake and vectors.")

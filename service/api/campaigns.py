@@ -16,7 +16,6 @@ from service.api.paging import Cursor, Limit, before, page, position
 from service.api.sends import State, list_of_sends
 from service.campaigns import (
     NewCampaign,
-    campaign_report,
     cancel_campaign,
     create_campaign,
     find_campaign,
@@ -126,13 +125,6 @@ def list_sends(
     with here.database.reading() as session:
         find_campaign(session, campaign_id)
         return list_of_sends(session, here.settings.signing_key, limit, cursor, state, campaign_id)
-
-
-@router.get("/{campaign_id}/report", dependencies=[Depends(allow("read"))])
-def report(campaign_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """Sends by state, and each experiment's arms."""
-    with here.database.reading() as session:
-        return campaign_report(session, campaign_id, now=here.clock.now())
 
 
 def _shown(row: CampaignRow) -> dict[str, Any]:
