@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from features.events import NewEvent, append
 from features.tables import to_micros
@@ -37,10 +38,11 @@ from service.campaigns.report import (
 )
 from service.campaigns.report.holdouts import is_held_out_of_everything
 from service.database import Database
+from service.erase import erase_contacts
 from service.errors import Invalid
 from service.settings import Settings
 from service.suppression import Consent, set_consent, unsubscribe
-from service.tables import SendRow
+from service.tables import ContactRow, SendRow
 from service.templates import add_template, bundled_template
 from training.serving import Serving
 
@@ -386,6 +388,35 @@ def test_a_campaigns_sheet_is_what_its_report_says(database, live):
     assert int(rows[0]["human_clicks.count"]) == report["mails"]["human_clicks"]["count"]
     hours = [row for row in rows if row["part"] == "by_assigned_local_hour"]
     assert sum(int(row["accepted"]) for row in hours) == report["sends"]["accepted"]
+
+
+@pytest.fixture
+def erased(any_database, live):
+    """The installation before and after a third of its contacts were erased."""
+    done = live(any_database)
+    before = done.campaign(), done.overview()
+    with any_database.reading() as session:
+        gone = session.scalars(select(ContactRow.user_id).where(ContactRow.contact_key.in_(done.keys[::3]))).all()
+    erase_contacts(any_database, done.settings, gone, now=done.now)
+    return before, (done.campaign(), done.overview()), len(gone)
+
+
+def test_an_erasure_leaves_the_mails_and_no_rate_is_watered_down(erased):
+    """The ledger's counts stay; answers and orders are gone, so rates are of those whose answers are still known."""
+    (report, days), (after, days_after), n_gone = erased
+
+    assert after["sends"] == report["sends"]
+    assert after["planned"] == report["planned"]
+    assert after["mails"]["accepted"] == report["mails"]["accepted"]
+    assert 0 < after["mails"]["erased"] <= n_gone
+    assert after["mails"]["human_opens"]["of"] <= after["mails"]["delivered"] - after["mails"]["erased"]
+    assert after["mails"]["human_opens"]["count"] < report["mails"]["human_opens"]["count"]
+    for name in ("planned", *TERMINAL_STATES):
+        assert days_after["totals"][name] == days["totals"][name]
+    for row in days_after["periods"]:
+        assert row["revenue_attributed_minor"] + row["revenue_unattributed_minor"] == row["revenue_minor"]
+    assert days_after["contacts_erased"] == n_gone
+    assert after["incremental"]["mailed"]["contacts"] < report["incremental"]["mailed"]["contacts"]
 
 
 def test_nothing_yet_is_said_and_not_divided_by(database, settings, now):

@@ -90,12 +90,8 @@ def campaign_report(session: Session, campaign_id: str, settings: Settings, *, n
 
 def by_actual_hour(mails: pd.DataFrame, basis: str) -> list[dict[str, Any]]:
     """The figures by the local hour at which mails left, but for erased contacts, whose zone is gone."""
-    told = mails[mails["accepted"] & (mails["reason"].fillna("") != ERASED)]
+    told = mails[mails["accepted"] & ~mails["is_erased"]]
     return rows_by(told.assign(hour=actual_local_hours(told)), "hour", "hour", basis)
-
-
-#: Reason of an erased contact's sends (`service.erase`).
-ERASED = "contact erased"
 
 
 def rows_by(mails: pd.DataFrame, column: str, name: str, basis: str) -> list[dict[str, Any]]:

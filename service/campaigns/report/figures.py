@@ -34,18 +34,23 @@ def rate(count: int, of: int, unit: str) -> dict[str, Any]:
 def funnel(mails: pd.DataFrame, delivered_basis: str) -> dict[str, Any]:
     """What became of these mails (a frame of `service.campaigns.report.mails`), each mail counted once.
 
-    ``machine_opens`` and ``machine_clicks`` are mails that a program opened or clicked, a person as well or not.
+    An erased contact's mail stays among the accepted and delivered; what came of it is gone with its events, so that
+    rates are of the other mails. ``machine_opens`` and ``machine_clicks`` are mails that a program opened or clicked, a person as well or not.
     """
-    accepted, delivered = int(mails["accepted"].sum()), int(mails["delivered"].sum())
+    accepted, n_delivered = int(mails["accepted"].sum()), int(mails["delivered"].sum())
+    is_known = mails["delivered"] & ~mails["is_erased"]
+    delivered = int(is_known.sum())
     opens, clicks = int(mails["opened"].sum()), int(mails["clicked"].sum())
     hard, soft = int(mails["bounced_hard"].sum()), int(mails["bounced_soft"].sum())
-    tried = int((mails["accepted"] | mails["bounced_hard"] | mails["bounced_soft"]).sum())
+    handed_over = mails["accepted"] | mails["bounced_hard"] | mails["bounced_soft"]
+    tried = int((handed_over & ~mails["is_erased"]).sum())
     revenue = mails["revenue_minor"].to_numpy()
     reached = "mails delivered"
     return {
         "accepted": accepted,
-        "delivered": delivered,
+        "delivered": n_delivered,
         "delivered_basis": delivered_basis,
+        "erased": int((mails["accepted"] & mails["is_erased"]).sum()),
         "human_opens": rate(opens, delivered, reached),
         "human_clicks": rate(clicks, delivered, reached),
         "click_to_open": rate(clicks, opens, "mails opened"),
@@ -58,7 +63,7 @@ def funnel(mails: pd.DataFrame, delivered_basis: str) -> dict[str, Any]:
         "conversions": rate(int(((mails["orders"] > 0) & mails["delivered"]).sum()), delivered, reached),
         "orders": int(mails["orders"].sum()),
         "revenue_minor": int(revenue.sum()),
-        "revenue_per_mail_minor": _per_mail(revenue[mails["delivered"].to_numpy()]),
+        "revenue_per_mail_minor": _per_mail(revenue[is_known.to_numpy()]),
     }
 
 

@@ -23,6 +23,8 @@ from features.vocabulary import (
 from service.sales import Ints, Mails, Orders, credit_orders, pages, read_mails, read_orders, send_numbers
 from service.tables import EventRow, SendRow
 
+#: Reason of an erased contact's sends (`service.erase`).
+ERASED = "contact erased"
 #: A provider's word that a mail arrived (Segment's e-mail vocabulary).
 EMAIL_DELIVERED = "Email Delivered"
 ANSWERS = (EMAIL_DELIVERED, EMAIL_OPENED, EMAIL_CLICKED, EMAIL_BOUNCED, EMAIL_COMPLAINED, UNSUBSCRIBED)
@@ -158,6 +160,7 @@ def with_outcomes(ledger: pd.DataFrame, answers: pd.DataFrame, credits: Credits)
         return ids.isin(answers.loc[chosen, "send_id"])
 
     mails["accepted"] = mails["state"] == "accepted"
+    mails["is_erased"] = mails["reason"] == ERASED
     mails["opened"] = told(EMAIL_OPENED, human)
     mails["clicked"] = told(EMAIL_CLICKED, human)
     mails["machine_opened"] = told(EMAIL_OPENED, machine)

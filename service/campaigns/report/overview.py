@@ -33,7 +33,7 @@ from service.campaigns.report.periods import Periods
 from service.sales import Ints
 from service.settings import Settings
 from service.suppression import EMAIL
-from service.tables import CampaignRow, ConsentRow, SendRow
+from service.tables import CampaignRow, ConsentRow, ErasureRow, SendRow
 
 _CONSENT = cast(Table, ConsentRow.__table__)
 
@@ -41,7 +41,8 @@ _CONSENT = cast(Table, ConsentRow.__table__)
 def overview(session: Session, settings: Settings, periods: Periods, *, now: datetime) -> dict[str, Any]:
     """Figures of each period, their sums with rates, subscribers by topic, and profit against the global holdout.
 
-    ``revenue_attributed_minor + revenue_unattributed_minor = revenue_minor`` holds in every row.
+    ``revenue_attributed_minor + revenue_unattributed_minor = revenue_minor`` holds in every row. What erased contacts
+    answered, bought and subscribed to is gone with them; their mails stay.
     """
     since, until = periods.since, periods.until
     answers = read_answers(session, since, until)
@@ -62,6 +63,7 @@ def overview(session: Session, settings: Settings, periods: Periods, *, now: dat
         "currency": settings.currency,
         "attribution_days": settings.attribution_days,
         "as_of": now,
+        "contacts_erased": session.scalar(select(func.count()).select_from(ErasureRow)),
         "periods": rows,
         "totals": totals,
         "delivered_basis": _basis(answers),

@@ -1,4 +1,4 @@
-"""Laws of the reports' endpoints and command: a reader's key opens them, CSV is CSV, bad ranges are refused with help."""
+"""Laws of the reports' endpoints and command: a reader's key opens them, CSV is CSV, bad ranges are refused."""
 
 import json
 from datetime import timedelta
