@@ -285,12 +285,8 @@ def test_a_large_holdout_shows_the_gain(database, live):
             row.is_holdout, row.state = held, "held_out" if held else "accepted"
             value = 50_000 + place if not held or place % 2 else None
             if value:
-                events.append(
-                    NewEvent(
-                        row.contact_key, ORDER_COMPLETED, to_micros(row.due_at) + HOUR, f"g/{place}", "user:x", f"g{place}",
-                        value,
-                    )
-                )  # fmt: skip
+                at, ref = to_micros(row.due_at) + HOUR, f"g/{place}"
+                events.append(NewEvent(row.contact_key, ORDER_COMPLETED, at, ref, "user:x", ref, value))
         append(session, events, received_at=to_micros(done.now))
     profit = done.campaign(1)["incremental"]
 

@@ -35,7 +35,8 @@ def funnel(mails: pd.DataFrame, delivered_basis: str) -> dict[str, Any]:
     """What became of these mails (a frame of `service.campaigns.report.mails`), each mail counted once.
 
     An erased contact's mail stays among the accepted and delivered; what came of it is gone with its events, so that
-    rates are of the other mails. ``machine_opens`` and ``machine_clicks`` are mails that a program opened or clicked, a person as well or not.
+    rates are of the other mails. ``machine_opens`` and ``machine_clicks`` are mails that a program opened or clicked, a
+    person as well or not.
     """
     accepted, n_delivered = int(mails["accepted"].sum()), int(mails["delivered"].sum())
     is_known = mails["delivered"] & ~mails["is_erased"]
