@@ -154,7 +154,7 @@ def net_orders(lines: OrderLines) -> Orders:
     names, first = np.unique(name[placed], return_index=True)
     at_first = np.sort(first)  # places in time order; a later line of an order that is known adds nothing
     orders = lines.take(placed[at_first])
-    by_name = np.searchsorted(at_first, first).astype(np.int64)  # order of each name
+    by_name = np.asarray(np.searchsorted(at_first, first), dtype=np.int64)  # order of each name
 
     back = np.flatnonzero(~lines.is_order)
     order_of = places(names, name[back], by_name)
