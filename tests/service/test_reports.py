@@ -202,9 +202,9 @@ def test_the_days_add_up_to_the_campaigns(any_database, live):
     assert totals["revenue_attributed_minor"] == sum(report["mails"]["revenue_minor"] for report in reports) > 0
 
 
-def test_the_parts_of_a_campaign_add_up_to_it(any_database, live):
+def test_the_parts_of_a_campaign_add_up_to_it(database, live):
     """By hour, mailbox and reason of the hour, each mail once; the list and the hours say the same."""
-    done = live(any_database)
+    done = live(database)
     report = done.campaign()
     whole = report["mails"]
     for part in ("by_assigned_local_hour", "by_actual_local_hour", "by_mailbox", "by_hour_reason"):
@@ -217,7 +217,7 @@ def test_the_parts_of_a_campaign_add_up_to_it(any_database, live):
     assert whole["delivered"] == whole["accepted"] - sum(
         row["bounces_soft"]["count"] + row["bounces_hard"]["count"] for row in report["by_hour_reason"]
     )
-    with any_database.reading() as session:
+    with database.reading() as session:
         campaigns = [find_campaign(session, one) for one in done.campaign_ids]
         listed = campaigns_report(session, done.settings, campaigns, now=done.now)
         periods = Periods.between(done.start.date(), done.now.date(), "day", "Europe/London")
@@ -387,13 +387,13 @@ def test_a_campaigns_sheet_is_what_its_report_says(database, live):
 
 
 @pytest.fixture
-def erased(any_database, live):
+def erased(database, live):
     """The installation before and after a third of its contacts were erased."""
-    done = live(any_database)
+    done = live(database)
     before = done.campaign(), done.overview()
-    with any_database.reading() as session:
+    with database.reading() as session:
         gone = session.scalars(select(ContactRow.user_id).where(ContactRow.contact_key.in_(done.keys[::3]))).all()
-    erase_contacts(any_database, done.settings, gone, now=done.now)
+    erase_contacts(database, done.settings, gone, now=done.now)
     return before, (done.campaign(), done.overview()), len(gone)
 
 
