@@ -26,6 +26,7 @@ from service.api import (
     predictions,
     preferences,
     problems,
+    reports,
     sends,
     stop,
     templates,
@@ -90,7 +91,7 @@ def create_app(
     problems.install(app)
     for noun in (
         events, preferences, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends,
-        messages, models, outcomes, stop, tracking, bounces, hygiene, health,
+        messages, models, outcomes, reports, stop, tracking, bounces, hygiene, health,
     ):  # fmt: skip
         app.include_router(noun.router)
     app.add_middleware(problems.BoundedBody)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.commands import bounces, hygiene
+from service.commands import bounces, hygiene, reports
 from service.commands import campaigns as campaign_commands
 from service.commands import hits as hits_commands
 from service.commands import stop as stop_commands
@@ -56,6 +56,7 @@ def _group(name: str, says: str) -> typer.Typer:
     return group
 
 
+app.add_typer(reports.app, name="report")
 imports = _group("import", "Bring history in from files.")
 contacts_group = _group("contacts", "Contacts.")
 features = _group("features", "The feature store: lake and vectors.")

@@ -325,7 +325,7 @@ class _Demo:
 
     def _report(self, world: World, campaign_id: str, now: datetime, mails: int) -> dict[str, Any]:
         with self.database.reading() as session:
-            report = campaign_report(session, campaign_id, now=now)
+            report = campaign_report(session, campaign_id, self.settings, now=now)
             sends = session.execute(
                 select(SendRow.state, SendRow.assigned_local_hour, SendRow.hour_reason, ContactRow.user_id).join(
                     ContactRow, ContactRow.contact_key == SendRow.contact_key

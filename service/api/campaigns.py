@@ -20,7 +20,6 @@ from service.campaigns import (
     approve_campaign,
     campaign_details,
     campaign_in_full,
-    campaign_report,
     cancel_campaign,
     correct_campaign,
     create_campaign,
@@ -300,10 +299,3 @@ def list_sends(
     with here.database.reading() as session:
         find_campaign(session, campaign_id)
         return list_of_sends(session, here.settings.signing_key, limit, cursor, state, campaign_id)
-
-
-@router.get("/{campaign_id}/report", dependencies=[Depends(allow("read"))])
-def report(campaign_id: str, here: Installation = Depends(installation)) -> dict[str, Any]:
-    """Sends by state, and each experiment's arms."""
-    with here.database.reading() as session:
-        return campaign_report(session, campaign_id, now=here.clock.now())

@@ -138,7 +138,7 @@ def test_the_loop_closes(story_on_any: Story, now):
     assert story.plan.planned == N_PEOPLE
     story.live(hours=34)
     with story.database.reading() as session:
-        report = campaign_report(session, story.campaign_id, now=story.clock.now())
+        report = campaign_report(session, story.campaign_id, story.settings, now=story.clock.now())
         sends = report["sends"]
         arms = {arm["id"]: arm for arm in report["experiments"][0]["arms"]}
         ids = session.scalars(select(DecisionRow.decision_id)).all()

@@ -442,7 +442,7 @@ def test_reports_stay(shop: Shop):
         with shop.database.writing() as session:
             learn(session, now=shop.now)
             counts = statistics(session, shop.experiment_id, now=shop.now)
-            report = campaign_report(session, shop.campaign_id, now=shop.now)
+            report = campaign_report(session, shop.campaign_id, shop.settings, now=shop.now)
             for arm in report["experiments"][0]["arms"]:
                 arm.pop("probability")
             report["experiments"][0].pop("snapshot")
