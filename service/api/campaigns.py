@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
-from service.api.installation import Installation, allow, installation
+from service.api.installation import Installation, allow, aware, installation
 from service.api.paging import Cursor, Limit, before, page, position
 from service.api.sends import State, list_of_sends
 from service.campaigns import (
@@ -133,7 +133,7 @@ def create(
     body: CampaignBody, key: Key = Depends(allow("write")), here: Installation = Depends(installation)
 ) -> dict[str, Any]:
     """A draft; nothing is sent before it is scheduled."""
-    given = body.model_dump()
+    given = _aware(body.model_dump())
     if body.canary_share is None:
         given["canary_share"] = here.settings.canary_share
     with here.database.writing() as session:
@@ -178,8 +178,9 @@ def change(
     here: Installation = Depends(installation),
 ) -> dict[str, Any]:
     """Change a draft. An approval that it had is void."""
+    changes = _aware(body.model_dump(exclude_none=True))
     with here.database.writing() as session:
-        return campaign_details(edit_campaign(session, campaign_id, body.model_dump(exclude_none=True), by=key.key_id))
+        return campaign_details(edit_campaign(session, campaign_id, changes, by=key.key_id))
 
 
 class PlanBody(BaseModel):
@@ -278,6 +279,7 @@ def correct(
     here: Installation = Depends(installation),
 ) -> dict[str, Any]:
     """A draft to exactly those who got the campaign's mail, or may have. It is planned and scheduled like any other."""
+    _aware(body.model_dump())
     given = body.model_dump(mode="json", by_alias=True, exclude_none=True)
     narrowing = ("states", "template_version", "arm", "from", "until")
     whom = {str(name): given[name] for name in narrowing if name in given}
@@ -299,3 +301,11 @@ def list_sends(
     with here.database.reading() as session:
         find_campaign(session, campaign_id)
         return list_of_sends(session, here.settings.signing_key, limit, cursor, state, campaign_id)
+
+
+def _aware(given: dict[str, Any]) -> dict[str, Any]:
+    """The same, if every instant in it says its zone."""
+    for name, value in given.items():
+        if isinstance(value, datetime):
+            aware(value, name)
+    return given

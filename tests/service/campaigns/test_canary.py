@@ -1,5 +1,6 @@
 """Laws of the canary: what holds a campaign, how often by mistake, and that the others wait for the judgement."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -14,12 +15,14 @@ from features.tables import to_micros
 from features.vocabulary import EMAIL_BOUNCED, EMAIL_COMPLAINED, UNSUBSCRIBED
 from service.campaigns import find_campaign, judge_canaries, resume_campaign
 from service.campaigns.canary import LIMITS, Harm, find_harm
+from service.clock import SimulatedClock
 from service.database import Database
 from service.errors import Conflict
 from service.flow.deliver import claim
 from service.settings import Settings
 from service.tables import CampaignRow, SendRow
-from tests.service.mailing import campaign, plan, send_row, subscribe
+from service.worker import Worker
+from tests.service.mailing import add_template, campaign, plan, send_row, states, subscribe
 
 LIMIT = (0.03, 0.001, 0.01)
 USUAL = (0.01, 0.0002, 0.003)
@@ -220,6 +223,16 @@ def test_what_passes_at_night_waits_for_the_morning(watched: Watched, now: datet
     assert watched.judge(night) == ["passed"]
     morning = now.replace(hour=7) + timedelta(days=1)
     assert {send_row(watched.database, one).due_at for one in watched.others} == {morning}
+
+
+def test_the_worker_judges_and_lets_the_others_go_in_the_same_round(watched: Watched, now: datetime) -> None:
+    """Nobody has to ask for it."""
+    add_template(watched.database, now=now)
+    watched.sent(watched.canary, now)
+    worker = Worker(watched.database, watched.settings, SimulatedClock(now + timedelta(hours=2)))
+    asyncio.run(worker.work())
+    assert watched.row().canary_state == "passed"
+    assert set(states(watched.database).values()) == {"accepted"}
 
 
 def test_a_reason_names_nobody(watched: Watched, now: datetime) -> None:
