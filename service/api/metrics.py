@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests, events, sends by state, how sending goes, the feature store's newest check, the models' quality."""
+"""Prometheus metrics: requests, events, sends and how sending goes, the feature store's check, the models' quality."""
 
 from __future__ import annotations
 
