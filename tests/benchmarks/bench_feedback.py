@@ -121,7 +121,8 @@ def _fill(database: Database) -> None:
                     {
                         "send_id": place + 1, "intent_key": f"i{place}", "contact_key": place + 1,
                         "stream": "marketing", "topic": "news", "template_id": "t", "template_version": 1,
-                        "state": "accepted", "due_at": old, "not_after": NOW, "timezone": "UTC", "assigned_local_hour": 9, "hour_propensity": 1.0,
+                        "state": "accepted", "due_at": old, "not_after": NOW,
+                        "timezone": "UTC", "assigned_local_hour": 9, "hour_propensity": 1.0,
                         "hour_reason": "best", "is_holdout": False, "is_canary": False, "lease_token": 1,
                         "attempts": 1, "created_at": old, "finished_at": NOW - timedelta(seconds=int(age)),
                         "bounce": "hard" if place % 200 == 0 else None,
