@@ -154,7 +154,7 @@ def _settle(database: Database) -> dict[str, float]:
                         "at": SENT + timedelta(seconds=seconds[place]),
                         "settled": False,
                     }
-                    for place in range(start, start + 50_000)
+                    for place in range(start, min(start + 50_000, HITS))
                 ],
             )
     now, settled, events, slices = datetime.now(UTC) + timedelta(minutes=5), 0, 0, []
