@@ -18,7 +18,7 @@ from tests.benchmarks.measuring import FOLDER
 HERE = Path(__file__).parent
 
 #: Run only when named, or with --all: each takes 3 to 10 minutes and up to 12 GB of disk for a while.
-LONG = {"append", "bandits", "feedback", "ladder", "models", "online", "plan", "reports", "scale"}
+LONG = {"append", "bandits", "feedback", "ladder", "models", "online", "plan", "reports", "scale", "tracking"}
 
 
 def names() -> list[str]:
