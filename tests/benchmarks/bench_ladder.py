@@ -41,7 +41,7 @@ def run() -> dict[str, Any]:
             "rung": fitted.choice.rung,
             "reason": fitted.choice.reason,
             "judged_cutoffs": len(judged),
-            "seconds_by_part": {
+            "seconds": {
                 name: round(after - before, 1)
                 for name, before, after in zip(("rows", "ladder", "judging"), clock, clock[1:], strict=False)
             },
