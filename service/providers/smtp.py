@@ -6,12 +6,14 @@ the relay offers PIPELINING (RFC 2920), and a reply costs a tenth of what aiosmt
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
@@ -246,7 +248,7 @@ class SmtpConnection:
             raise
         self._client = client
         self._pipelines = client.supports_extension("pipelining")
-        self._wire = Wire(transport)  # type: ignore[arg-type]
+        self._wire = Wire(cast(asyncio.Transport, transport))
         self._is_begun = False
         self._provider.reached()
         return None

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
@@ -180,7 +180,7 @@ def _mailboxes(session: Session, due: Sequence[Any]) -> dict[int, str]:
         addresses = {row.contact_key: row.email for row in rows}
         found = {send.send_id: mailbox_of(addresses.get(send.contact_key)) for send in unknown}
         session.connection().execute(
-            update(SendRow.__table__)  # type: ignore[arg-type]
+            update(cast(Table, SendRow.__table__))
             .where(SendRow.__table__.c.send_id == bindparam("key"))
             .values(mailbox=bindparam("found")),
             [{"key": send_id, "found": mailbox} for send_id, mailbox in found.items()],
