@@ -5,16 +5,17 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urljoin
 
 import httpcore
 import httpx
 
-#: Links looked at in one rehearsal, how long each may take, and how many are asked at once.
+#: Links looked at in one rehearsal, how long each step of one and how long all may take, and how many at once.
 MOST_LINKS = 50
 TIMEOUT_SECONDS = 5.0
+OVERALL_SECONDS = 30.0
 AT_ONCE = 8
 MOST_REDIRECTS = 5
 
@@ -30,7 +31,11 @@ class PrivateAddress(OSError):
 
 
 def check_links(
-    urls: Iterable[str], *, allow_private: bool = False, timeout_seconds: float = TIMEOUT_SECONDS
+    urls: Iterable[str],
+    *,
+    allow_private: bool = False,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    overall_seconds: float = OVERALL_SECONDS,
 ) -> dict[str, str | None]:
     """Why each web address is dead, or None where it answers; each is asked once, the first `MOST_LINKS` of them.
 
@@ -42,16 +47,22 @@ def check_links(
     ----------
     allow_private : bool
         Lets links lead to this machine and its network, for tests.
+    timeout_seconds, overall_seconds : float
+        For each step of a link (connecting, each answer), and for all of them together.
     """
     wanted = list(dict.fromkeys(urls))[:MOST_LINKS]
     if not wanted:
         return {}
-    backend = _Guarded(allow_private)
-    with (
-        httpcore.ConnectionPool(network_backend=backend, ssl_context=ssl.create_default_context()) as pool,
-        ThreadPoolExecutor(AT_ONCE) as threads,
-    ):
-        return dict(zip(wanted, threads.map(lambda url: _why_dead(pool, url, timeout_seconds), wanted), strict=True))
+    pool = httpcore.ConnectionPool(network_backend=_Guarded(allow_private), ssl_context=ssl.create_default_context())
+    threads = ThreadPoolExecutor(AT_ONCE)
+    asked = [threads.submit(_why_dead, pool, url, timeout_seconds) for url in wanted]
+    done, _ = wait(asked, timeout=overall_seconds)
+    # Looking up a name has no limit of its own: who is stuck there is left behind, and ends when the resolver does.
+    threads.shutdown(wait=False, cancel_futures=True)
+    if len(done) == len(asked):
+        pool.close()
+    late = f"was not answered for within {overall_seconds:g} s"
+    return {url: one.result() if one in done else late for url, one in zip(wanted, asked, strict=True)}
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:

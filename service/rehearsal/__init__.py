@@ -35,8 +35,8 @@ from service.templates import find_template
 
 #: Sample mails that are shown.
 MOST_SAMPLES = 12
-#: Contacts whose traits are looked at: of a larger audience evenly many, which tells a share to a quarter of a percent.
-EXAMINED = 200_000
+#: Contacts whose traits are looked at: of a larger audience evenly many, which tells a share to a third of a percent.
+EXAMINED = 100_000
 #: Contacts whose mail is made, to find those for whom the template fails.
 TRIED = 500
 #: Combinations of arms that are made.

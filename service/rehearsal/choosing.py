@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import BigInteger, select, type_coerce
 from sqlalchemy.orm import Session
 
 from service.tables import ContactRow
@@ -72,26 +72,26 @@ def look_at(session: Session, contact_keys: np.ndarray, used: Sequence[str]) -> 
     """One pass over the contacts' traits, a query for every few thousand of them."""
     asked = list(dict.fromkeys([*used, *NAMES]))
     columns = [ContactRow.traits[name].as_string() for name in asked]
-    query = select(ContactRow.contact_key, ContactRow.email, ContactRow.timezone, ContactRow.created_at, *columns)
+    born = type_coerce(ContactRow.created_at, BigInteger)  # microseconds as they are kept: only their order matters
+    query = select(ContactRow.contact_key, ContactRow.email, ContactRow.timezone, born, *columns)
     names = [asked.index(name) for name in NAMES]
+    places = range(len(used))
     lacking = [0] * len(used)
     mailable: list[int] = []
     whole: list[int] = []
     lacks: dict[int, frozenset[str]] = {}
     # why → (how much so, contact): the greatest of each is kept.
-    best: dict[str, tuple[Any, int]] = {}
+    best: dict[str, tuple[int, int]] = {}
 
-    def note(why: str, rank: Any, key: int, missing: Sequence[str]) -> None:
+    def note(why: str, rank: int, key: int, missing: Sequence[int]) -> None:
         if why not in best or rank > best[why][0]:
             best[why] = (rank, key)
-            lacks[key] = frozenset(missing)
+            lacks[key] = frozenset(used[place] for place in missing)
 
     for start in range(0, len(contact_keys), _CHUNK):
         chunk = contact_keys[start : start + _CHUNK].tolist()
-        for key, email, timezone, created_at, *values in session.execute(
-            query.where(ContactRow.contact_key.in_(chunk))
-        ):
-            missing = [place for place in range(len(used)) if not values[place]]
+        for key, email, timezone, born_at, *values in session.execute(query.where(ContactRow.contact_key.in_(chunk))):
+            missing = [place for place in places if not values[place]]
             for place in missing:
                 lacking[place] += 1
             if not email:
@@ -99,24 +99,23 @@ def look_at(session: Session, contact_keys: np.ndarray, used: Sequence[str]) -> 
             mailable.append(key)
             if not missing:
                 whole.append(key)
-            without = [used[place] for place in missing]
             name = next((values[place] for place in names if values[place]), "")
             if not name:
-                note("no name", 1, key, without)
+                note("no name", 1, key, missing)
             else:
-                note("longest name", len(name), key, without)
+                note("longest name", len(name), key, missing)
                 if not name.isascii():
                     script = _script(name)
                     if script == "right to left":
-                        note("written right to left", 1, key, without)
+                        note("written right to left", 1, key, missing)
                     if script:
-                        note("another script", len(name), key, without)
+                        note("another script", len(name), key, missing)
             if missing:
-                note("missing traits", len(missing), key, without)
+                note("missing traits", len(missing), key, missing)
             if not timezone:
-                note("no time zone", 1, key, without)
-            note("oldest", -created_at.timestamp(), key, without)
-            note("newest", created_at.timestamp(), key, without)
+                note("no time zone", 1, key, missing)
+            note("oldest", -born_at, key, missing)
+            note("newest", born_at, key, missing)
     return Seen(
         count=len(contact_keys),
         mailable=mailable,

@@ -97,6 +97,23 @@ def test_nobody_waits_for_a_server_that_does_not_answer(shop: Shop) -> None:
     assert "cannot be reached" in str(found[closed])
 
 
+def test_a_resolver_that_hangs_holds_nobody_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up a name knows no limit of its own; the other links are answered for in time."""
+    release = threading.Event()
+    real = socket.getaddrinfo
+
+    def hanging(host: str, *rest: object, **more: object) -> object:
+        if host == "stuck.example":
+            release.wait(30)
+            raise socket.gaierror("gone")
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    found = check_links(["http://stuck.example/", f"{shop.url}/"], allow_private=True, overall_seconds=1.0)
+    release.set()
+    assert found == {"http://stuck.example/": "was not answered for within 1 s", f"{shop.url}/": None}
+
+
 def test_no_link_looks_into_our_own_network(shop: Shop) -> None:
     """Loopback by any spelling, link-local metadata, mapped and tunnelled addresses: refused before a connection."""
     shop.asked.clear()
