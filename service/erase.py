@@ -421,6 +421,8 @@ def _end_sends(session: Session, keys: Sequence[int], now: datetime) -> tuple[in
                 reason=REASON,
                 timezone="UTC",
                 message_id=None,
+                mailbox=None,
+                expected_value=None,
             )
         )
         hits = list(
