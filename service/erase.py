@@ -429,6 +429,8 @@ def _end_sends(session: Session, keys: Sequence[int], now: datetime) -> tuple[in
                 timezone="UTC",
                 message_id=None,
                 variables=null(),
+                mailbox=None,
+                expected_value=None,
             )
         )
         hits = list(
