@@ -1,0 +1,132 @@
+"""Workers that are killed, stopped and doubled: what arrives, and what the ledger says of it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+
+import pytest
+
+from service.database import Database
+from service.errors import Conflict
+from tests.faults.nemesis import kill_again_and_again, pause
+from tests.faults.processes import wait_for
+from tests.faults.town import OPEN_STATES, BuildTown
+
+#: In short: each fault on one database, each database under one policy or more; the long runs are the whole table.
+SHORT = [("sqlite", "hold"), pytest.param("postgresql", "resend", marks=pytest.mark.postgres)]
+
+
+def run_of_kills(build_town: BuildTown, kind: str, policy: str, *, n_people: int, kills: int, seconds: float) -> None:
+    """Kill workers of a campaign, let the last one finish, compare."""
+    town = build_town(kind, n_people, crash_policy=policy)
+    town.send_to_everybody(holdout_share=0.05)
+    done = kill_again_and_again(
+        town, kills, random.Random(f"{kind} {policy}"), seconds, leavers=max(1, n_people // 1000)
+    )
+    town.finish(seconds=120)
+    report = town.check(crashes=done)
+    print(f"\n{kind}, {policy}: {n_people} sends, {done} kills: {report}")
+
+    assert report.violations == []
+    assert done == kills
+    assert sum(report.by_state.values()) == n_people
+    assert report.by_state["accepted"] > 0.8 * n_people
+
+
+@pytest.mark.parametrize(("kind", "policy"), SHORT)
+def test_workers_killed_at_any_moment_lose_and_double_nothing(build_town: BuildTown, kind: str, policy: str) -> None:
+    """Policy hold: nothing twice, what was in the air is unknown. Resend: nothing lost, what was in the air twice."""
+    run_of_kills(build_town, kind, policy, n_people=200, kills=2, seconds=0.1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("policy", ["hold", "resend"])
+def test_fifty_kills_in_ten_thousand_mails(build_town: BuildTown, database_kind: str, policy: str) -> None:
+    """The figures of the promise: 50 × kill -9 in 10,000 mails."""
+    run_of_kills(build_town, database_kind, policy, n_people=10_000, kills=50, seconds=1.0)
+
+
+@pytest.mark.postgres
+def test_a_stopped_worker_overwrites_nothing_when_it_goes_on(build_town: BuildTown) -> None:
+    """SIGSTOP beyond the lease, another worker takes over, SIGCONT: the ledger stays as the other one wrote it."""
+    stop_and_go_on(build_town, "postgresql", "hold", n_people=150)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("policy", ["hold", "resend"])
+def test_stopped_workers_of_a_large_campaign(build_town: BuildTown, database_kind: str, policy: str) -> None:
+    """As above, ten workers one after the other in one campaign, all of them going on at the end."""
+    stop_and_go_on(build_town, database_kind, policy, n_people=10_000, stops=10)
+
+
+def stop_and_go_on(build_town: BuildTown, kind: str, policy: str, *, n_people: int, stops: int = 1) -> None:
+    """Stop worker after worker, let another finish the campaign, let the stopped ones go on."""
+    town = build_town(kind, n_people, crash_policy=policy)
+    town.send_to_everybody()
+    asleep = []
+    for _ in range(stops):
+        worker, before = town.worker(), town.sink.count
+        wait_for(lambda before=before: town.sink.count > before, 60, "a mail arrives")
+        pause(town, worker)
+        asleep.append(worker)
+        town.end_leases()
+    town.finish(seconds=300)
+    written = town.ledger()
+    for worker in asleep:
+        worker.signal(signal.SIGCONT)
+    for worker in asleep:
+        worker.stop()
+    report = town.check(crashes=stops)
+    print(f"\n{kind}, {policy}: {n_people} sends, {stops} workers stopped: {report}")
+
+    assert town.ledger() == written
+    assert report.violations == []
+    assert sum(report.by_state.values()) == n_people
+
+
+def test_two_workers_and_two_schedulers_share_without_a_double(build_town: BuildTown) -> None:
+    """Two campaigns to the same people, each scheduled by two at once, two workers, one mail a contact by the cap."""
+    share(build_town, "sqlite", n_people=100)
+
+
+@pytest.mark.faults
+def test_two_workers_and_two_schedulers_share_forty_thousand(build_town: BuildTown, database_kind: str) -> None:
+    """As above, with 40,000 sends."""
+    share(build_town, database_kind, n_people=20_000)
+
+
+def share(build_town: BuildTown, kind: str, *, n_people: int) -> None:
+    """Two workers run while each of two campaigns is scheduled twice, at once."""
+    town = build_town(kind, n_people, frequency_cap=1)
+    campaigns = [town.new_campaign(name=name) for name in ("first", "second")]
+    workers = [town.worker() for _ in range(2)]
+    refused: list[str] = []
+    start = threading.Barrier(4)
+
+    def schedule(campaign_id: str) -> None:
+        own = Database(town.settings.database)
+        start.wait()
+        try:
+            town.schedule(campaign_id, own)
+        except Conflict as conflict:
+            refused.append(str(conflict))
+        finally:
+            own.close()
+
+    threads = [threading.Thread(target=schedule, args=(campaign_id,)) for campaign_id in campaigns for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_for(lambda: not town.count(*OPEN_STATES), 900, "every send ends")
+    for worker in workers:
+        worker.stop()
+    report = town.check()
+    print(f"\n{kind}: 2 x {n_people} sends, two workers, two schedulers: {report}")
+
+    assert len(refused) == 2
+    assert report.violations == []
+    assert sum(report.by_state.values()) == 2 * n_people
+    assert report.by_state["accepted"] == n_people == report.deliveries
