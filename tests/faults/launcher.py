@@ -7,6 +7,7 @@ kill it: nothing is shared with it but the imported code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,7 +22,6 @@ def main() -> None:
     import service.erase_files
     import service.feature_checks
     import service.worker  # noqa: F401 - what a worker and an API process load
-
     from features.events import EventColumns
     from features.kernel import sweep
     from features.views import DEFAULT_VIEWS
@@ -33,12 +33,17 @@ def main() -> None:
         raise RuntimeError(f"{threading.enumerate()} run after the imports; a fork would copy their locks without them")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel clears away who ended
     print("ready", flush=True)
+    children = []
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
         if child == 0:
             _become(order)
+        children.append(child)
         print(child, flush=True)
+    for child in children:  # whoever ordered them is gone
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 def _become(order: dict) -> None:

@@ -50,10 +50,12 @@ class Sink:
 
     def __init__(self, log: Path, *rules: dict[str, Any]) -> None:
         self.log = log
+        self._counted = self._read = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.sink", str(log), json.dumps(rules)],
             cwd=ROOT,
             env=os.environ | ENVIRONMENT,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -64,7 +66,13 @@ class Sink:
     @property
     def count(self) -> int:
         """Mails taken so far."""
-        return self.log.read_bytes().count(b"\n") if self.log.exists() else 0
+        if self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(self._read)
+                fresh = file.read()
+            self._read += len(fresh)
+            self._counted += fresh.count(b"\n")
+        return self._counted
 
     def deliveries(self) -> list[Delivery]:
         """What was taken, in order."""
@@ -76,8 +84,9 @@ class Sink:
         """End the server."""
         self._process.kill()
         self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        for end in (self._process.stdin, self._process.stdout):
+            assert end is not None
+            end.close()
 
 
 class Running:

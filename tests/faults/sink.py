@@ -1,7 +1,7 @@
 """An SMTP server that never forgets: each mail is in its log, on disk, before the sender hears 250.
 
-``python -m tests.faults.sink LOG [RULES]`` prints its port and serves until it is killed. ``RULES`` is JSON, a list of
-objects: what to do at which phase to which recipient, and how often.
+``python -m tests.faults.sink LOG [RULES]`` prints its port and serves until its standard input ends. ``RULES`` is
+JSON, a list of objects: what to do at which phase to which recipient, and how often.
 
 ``phase``      ``connect``, ``mail``, ``rcpt``, ``data`` (the command) or ``dot`` (after the message)
 ``answer``     an SMTP reply, ``drop`` (break the line) or ``stall:SECONDS`` (then go on)
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import sys
@@ -106,7 +107,7 @@ class ScriptedServer(SMTP):
         assert self.transport is not None
         self.transport.close()
 
-    async def smtp_DATA(self, arg: str) -> None:
+    async def smtp_DATA(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's names
         assert self.envelope is not None
         self.data_began_at = time.time()
         answer = await self._rules.answer("data", ",".join(self.envelope.rcpt_tos))
@@ -123,7 +124,7 @@ class _Handler:
         self._rules = rules
         self._log = log
 
-    async def handle_MAIL(
+    async def handle_MAIL(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[Any]
     ) -> str:
         answer = await self._rules.answer("mail")
@@ -134,7 +135,7 @@ class _Handler:
             envelope.mail_options.extend(options)
         return answer or "250 2.1.0 OK"
 
-    async def handle_RCPT(
+    async def handle_RCPT(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[Any]
     ) -> str:
         answer = await self._rules.answer("rcpt", address)
@@ -144,7 +145,7 @@ class _Handler:
             envelope.rcpt_tos.append(address)
         return answer or "250 2.1.5 OK"
 
-    async def handle_DATA(self, server: ScriptedServer, session: Session, envelope: Envelope) -> str:
+    async def handle_DATA(self, server: ScriptedServer, session: Session, envelope: Envelope) -> str:  # noqa: N802
         [recipient] = envelope.rcpt_tos
         taken_at = time.time()
         answer = await self._rules.answer("dot", recipient)
@@ -171,12 +172,14 @@ def _hang_up(server: SMTP) -> str:
 
 
 async def serve(log: str, rules: list[Rule]) -> None:
-    """Serve on a free port of 127.0.0.1, printed first."""
+    """Serve on a free port of 127.0.0.1, printed first, until standard input ends."""
     shared, book = Rules(rules), Log(log)
     server = await asyncio.get_running_loop().create_server(lambda: ScriptedServer(shared, book), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    await asyncio.to_thread(sys.stdin.read)
+    server.close()
 
 
 if __name__ == "__main__":
+    logging.getLogger("mail.log").setLevel(logging.CRITICAL)
     asyncio.run(serve(sys.argv[1], [Rule(**rule) for rule in json.loads(sys.argv[2] if sys.argv[2:] else "[]")]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 
 import pytest
 
@@ -18,19 +19,17 @@ from tests.faults.town import OPEN_STATES, BuildTown
 SHORT = [("sqlite", "hold"), pytest.param("postgresql", "resend", marks=pytest.mark.postgres)]
 
 
-def run_of_kills(build_town: BuildTown, kind: str, policy: str, *, n_people: int, kills: int, seconds: float) -> None:
+def run_of_kills(build_town: BuildTown, kind: str, policy: str, *, n_people: int, kills: int) -> None:
     """Kill workers of a campaign, let the last one finish, compare."""
     town = build_town(kind, n_people, crash_policy=policy)
     town.send_to_everybody(holdout_share=0.05)
-    done = kill_again_and_again(
-        town, kills, random.Random(f"{kind} {policy}"), seconds, leavers=max(1, n_people // 1000)
-    )
-    town.finish(seconds=120)
-    report = town.check(crashes=done)
-    print(f"\n{kind}, {policy}: {n_people} sends, {done} kills: {report}")
+    begin = time.monotonic()
+    kill_again_and_again(town, kills, random.Random(f"{kind} {policy}"), leavers=max(1, n_people // 1000))
+    town.finish(seconds=600)
+    report = town.check(crashes=kills)
+    print(f"\n{kind}, {policy}: {n_people} sends, {kills} kills, {time.monotonic() - begin:.0f} s: {report}")
 
     assert report.violations == []
-    assert done == kills
     assert sum(report.by_state.values()) == n_people
     assert report.by_state["accepted"] > 0.8 * n_people
 
@@ -38,14 +37,14 @@ def run_of_kills(build_town: BuildTown, kind: str, policy: str, *, n_people: int
 @pytest.mark.parametrize(("kind", "policy"), SHORT)
 def test_workers_killed_at_any_moment_lose_and_double_nothing(build_town: BuildTown, kind: str, policy: str) -> None:
     """Policy hold: nothing twice, what was in the air is unknown. Resend: nothing lost, what was in the air twice."""
-    run_of_kills(build_town, kind, policy, n_people=200, kills=2, seconds=0.1)
+    run_of_kills(build_town, kind, policy, n_people=200, kills=2)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("policy", ["hold", "resend"])
 def test_fifty_kills_in_ten_thousand_mails(build_town: BuildTown, database_kind: str, policy: str) -> None:
     """The figures of the promise: 50 × kill -9 in 10,000 mails."""
-    run_of_kills(build_town, database_kind, policy, n_people=10_000, kills=50, seconds=1.0)
+    run_of_kills(build_town, database_kind, policy, n_people=10_000, kills=50)
 
 
 @pytest.mark.postgres
@@ -72,7 +71,7 @@ def stop_and_go_on(build_town: BuildTown, kind: str, policy: str, *, n_people: i
         pause(town, worker)
         asleep.append(worker)
         town.end_leases()
-    town.finish(seconds=300)
+    town.finish(seconds=600)
     written = town.ledger()
     for worker in asleep:
         worker.signal(signal.SIGCONT)

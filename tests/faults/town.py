@@ -91,6 +91,8 @@ class Town:
 
     def unsubscribe(self, contact_keys: list[int]) -> None:
         """Let people unsubscribe by their newest mail, and remember when it was on disk."""
+        if not contact_keys:
+            return
         with self.database.writing() as session:
             rows = session.execute(
                 select(func.max(SendRow.send_id), SendRow.contact_key)
