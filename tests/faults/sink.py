@@ -27,6 +27,8 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+STALL = "stall:"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -47,16 +49,26 @@ class Rules:
 
     async def answer(self, phase: str, recipient: str = "") -> str | None:
         """What to answer instead of going on; a stall is waited for here."""
+        rule = self.find(phase, recipient)
+        if rule is None or not rule.startswith(STALL):
+            return rule
+        await stall(rule)
+        return None
+
+    def find(self, phase: str, recipient: str = "") -> str | None:
+        """The answer of the rule that applies now, which is one time less for it."""
         for place, rule in enumerate(self._rules):
             if rule.phase != phase or not re.search(rule.recipient, recipient):
                 continue
             self._used[place, recipient] += 1
-            if rule.times is not None and self._used[place, recipient] > rule.times:
-                continue
-            if not rule.answer.startswith("stall:"):
+            if rule.times is None or self._used[place, recipient] <= rule.times:
                 return rule.answer
-            await asyncio.sleep(float(rule.answer.removeprefix("stall:")))
         return None
+
+
+async def stall(rule: str) -> None:
+    """Wait for as long as a rule's answer says."""
+    await asyncio.sleep(float(rule.removeprefix(STALL)))
 
 
 class Log:
@@ -148,8 +160,8 @@ class _Handler:
     async def handle_DATA(self, server: ScriptedServer, session: Session, envelope: Envelope) -> str:  # noqa: N802
         [recipient] = envelope.rcpt_tos
         taken_at = time.time()
-        answer = await self._rules.answer("dot", recipient)
-        if answer is not None and answer != "drop":
+        answer = self._rules.find("dot", recipient) or ""
+        if answer and answer != "drop" and not answer.startswith(STALL):
             return answer
         headers = BytesHeaderParser().parsebytes(envelope.original_content or b"")
         await self._log.write(
@@ -162,6 +174,8 @@ class _Handler:
                 "headers": [[name, str(value)] for name, value in headers.items()],
             }
         )
+        if answer.startswith(STALL):
+            await stall(answer)
         return _hang_up(server) if answer == "drop" else "250 2.0.0 taken"
 
 
