@@ -8,9 +8,11 @@ import threading
 import time
 
 import pytest
+from sqlalchemy import func, select
 
 from service.database import Database
 from service.errors import Conflict
+from service.tables import SendRow
 from tests.faults.nemesis import kill_again_and_again, pause
 from tests.faults.processes import wait_for
 from tests.faults.town import OPEN_STATES, BuildTown
@@ -37,7 +39,7 @@ def run_of_kills(build_town: BuildTown, kind: str, policy: str, *, n_people: int
 @pytest.mark.parametrize(("kind", "policy"), SHORT)
 def test_workers_killed_at_any_moment_lose_and_double_nothing(build_town: BuildTown, kind: str, policy: str) -> None:
     """Policy hold: nothing twice, what was in the air is unknown. Resend: nothing lost, what was in the air twice."""
-    run_of_kills(build_town, kind, policy, n_people=200, kills=2)
+    run_of_kills(build_town, kind, policy, n_people=120, kills=2)
 
 
 @pytest.mark.faults
@@ -129,3 +131,37 @@ def share(build_town: BuildTown, kind: str, *, n_people: int) -> None:
     assert report.violations == []
     assert sum(report.by_state.values()) == 2 * n_people
     assert report.by_state["accepted"] == n_people == report.deliveries
+
+
+@pytest.mark.faults
+@pytest.mark.postgres
+def test_a_waiting_worker_takes_over_when_the_lease_ends(build_town: BuildTown) -> None:
+    """The real leases, waited for: another worker goes on within five seconds of their end."""
+    town = build_town("postgresql", 200)
+    town.send_to_everybody()
+    dead = town.worker()
+    wait_for(lambda: town.sink.count > 20, 60, "mails arrive")
+    dead.kill()
+    mails = town.sink.count
+    with town.database.reading() as session:
+        leases = session.execute(
+            select(SendRow.state, func.min(SendRow.lease_until), func.max(SendRow.lease_until))
+            .where(SendRow.state.in_(("claimed", "attempting")))
+            .group_by(SendRow.state)
+        )
+        ends = {state: (first, last) for state, first, last in leases}
+    waiting = town.worker()
+    claimed_until = ends["claimed"][0].timestamp()
+    wait_for(lambda: town.sink.count > mails, claimed_until - time.time() + 60, "the waiting worker goes on")
+    resumed = time.time() - claimed_until
+    wait_for(
+        lambda: not town.count(*OPEN_STATES), ends["attempting"][1].timestamp() - time.time() + 60, "every send ends"
+    )
+    ended = time.time() - ends["attempting"][1].timestamp()
+    waiting.kill()
+    report = town.check(crashes=1)
+    print(f"\nresumed {resumed:.1f} s after the claims' lease, ended {ended:.1f} s after the last attempt's: {report}")
+
+    assert report.violations == []
+    assert 0 <= resumed < 5
+    assert ended < 5
