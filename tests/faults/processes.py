@@ -162,7 +162,7 @@ class Launcher:
             port = int(probe.getsockname()[1])
         running = self.start(settings, "serve", "--no-worker", "--port", str(port))
         url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: _answers(url), 60, f"{url} answers")
+        wait_for(lambda: _answers(url), 180, f"{url} answers")
         return running, url
 
     def end_all(self) -> None:

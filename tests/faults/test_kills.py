@@ -69,7 +69,7 @@ def stop_and_go_on(build_town: BuildTown, kind: str, policy: str, *, n_people: i
     asleep = []
     for _ in range(stops):
         worker, before = town.worker(), town.sink.count
-        wait_for(lambda before=before: town.sink.count > before, 60, "a mail arrives")
+        wait_for(lambda before=before: town.sink.count > before, 180, "a mail arrives")
         pause(town, worker)
         asleep.append(worker)
         town.end_leases()
@@ -140,7 +140,7 @@ def test_a_waiting_worker_takes_over_when_the_lease_ends(build_town: BuildTown) 
     town = build_town("postgresql", 200)
     town.send_to_everybody()
     dead = town.worker()
-    wait_for(lambda: town.sink.count > 20, 60, "mails arrive")
+    wait_for(lambda: town.sink.count > 20, 180, "mails arrive")
     dead.kill()
     mails = town.sink.count
     with town.database.reading() as session:

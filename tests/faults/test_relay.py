@@ -59,7 +59,7 @@ def test_each_answer_of_a_relay_has_its_state(build_town: BuildTown) -> None:
     town.send_to_everybody()
     # Those that had the connection and the MAIL that were refused: whoever they were, they wait.
     worker = town.worker()
-    wait_for(lambda: town.sink.count and not town.count("claimed", "attempting"), 60, "the first round ends")
+    wait_for(lambda: town.sink.count and not town.count("claimed", "attempting"), 180, "the first round ends")
     worker.kill()
     first = sends(town)
     waits = {name for name, send in first.items() if send.state == "planned"}
@@ -68,7 +68,7 @@ def test_each_answer_of_a_relay_has_its_state(build_town: BuildTown) -> None:
     assert all(first[name].attempts == 1 for name in waits)
     assert all(first[name].smtp_code == int(answer[:3]) for name, (_, answer) in DEFERRED.items())
     town.let_pass(hours=2)
-    town.finish(seconds=60)
+    town.finish(seconds=180)
     found = sends(town)
     report = town.check(crashes=1)
 

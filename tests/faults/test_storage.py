@@ -66,11 +66,11 @@ def at_work(town: Town) -> Iterator[Shop]:
     town.send_to_everybody()
     worker = town.worker()
     shop.open()
-    wait_for(lambda: town.sink.count > 10 and len(shop.taken) > 5, 60, "mails and events flow")
+    wait_for(lambda: town.sink.count > 10 and len(shop.taken) > 5, 180, "mails and events flow")
     yield shop
     mails, events = town.sink.count, len(shop.taken)
-    wait_for(lambda: len(shop.taken) > events, 90, "events flow again")
-    wait_for(lambda: town.sink.count > mails, 90, "the same worker goes on")
+    wait_for(lambda: len(shop.taken) > events, 180, "events flow again")
+    wait_for(lambda: town.sink.count > mails, 180, "the same worker goes on")
     shop.close()
     server.kill()
     worker.kill()
@@ -98,11 +98,11 @@ def test_a_postgresql_that_crashes_loses_no_event_and_no_mail(
         for _ in range(crashes):
             before = shop.refused
             durable_postgres.crash()
-            wait_for(lambda before=before: shop.refused > before, 30, "events are refused")
+            wait_for(lambda before=before: shop.refused > before, 120, "events are refused")
             durable_postgres.start()
             town.database.close()  # the connections of this test died too
             taken = len(shop.taken)
-            wait_for(lambda taken=taken: len(shop.taken) > taken, 30, "events flow again")
+            wait_for(lambda taken=taken: len(shop.taken) > taken, 120, "events flow again")
     # The worker's death in `at_work` leaves mails in the air once more.
     compare(town, shop, crashes + 1)
     assert shop.statuses == {503}
@@ -140,7 +140,7 @@ def test_a_full_disk_loses_no_event_and_no_mail(build_town: BuildTown, small_dis
     town = build_town("sqlite", 300, home=small_disk / "home")
     with at_work(town) as shop:
         filler = fill(small_disk)
-        wait_for(lambda: shop.refused > 3, 60, "events are refused")
+        wait_for(lambda: shop.refused > 3, 180, "events are refused")
         assert shutil.disk_usage(small_disk).free == 0
         filler.unlink()
     compare(town, shop, 2)
