@@ -2,17 +2,20 @@
 
 Each line of standard input is JSON, ``{"arguments": [...], "environment": {...}, "log": "path"}``; the answer is the
 process's id. The command line is imported once and forked, for fifty kills want fifty starts. Whoever started it may
-kill it: nothing is shared with it but the imported code.
+kill it: nothing is shared with it but the imported code. All end with the launcher.
 """
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import json
 import os
 import signal
 import sys
 import threading
+
+#: Linux: the signal that a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -33,21 +36,18 @@ def main() -> None:
         raise RuntimeError(f"{threading.enumerate()} run after the imports; a fork would copy their locks without them")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel clears away who ended
     print("ready", flush=True)
-    children = []
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
         if child == 0:
             _become(order)
-        children.append(child)
         print(child, flush=True)
-    for child in children:  # whoever ordered them is gone
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
 
 
 def _become(order: dict) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)

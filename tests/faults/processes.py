@@ -90,30 +90,35 @@ class Sink:
 
 
 class Running:
-    """A `kairos` command that runs."""
+    """A `kairos` command that runs, held by a descriptor: its number may be another process's once it has ended."""
 
     def __init__(self, pid: int, log: Path) -> None:
         self.pid = pid
         self.log = log
+        self._descriptor = os.pidfd_open(pid)
 
     @property
     def is_alive(self) -> bool:
         """Whether it still runs."""
         try:
-            os.kill(self.pid, 0)
+            signal.pidfd_send_signal(self._descriptor, 0)
         except ProcessLookupError:
             return False
         return True
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
-        os.kill(self.pid, number)
+        signal.pidfd_send_signal(self._descriptor, number)
+
+    def close(self) -> None:
+        """Let go of it, once it has ended."""
+        os.close(self._descriptor)
 
     def kill(self) -> None:
         """End it at once, as a power cut would, and wait until it is gone."""
         if self.is_alive:
             self.signal(signal.SIGKILL)
-        wait_for(lambda: not self.is_alive, 20, f"process {self.pid} ends after SIGKILL")
+        wait_for(lambda: not self.is_alive, 60, f"process {self.pid} ends after SIGKILL")
 
     def stop(self, seconds: float = 60) -> None:
         """Ask it to end, and wait."""
@@ -171,14 +176,15 @@ class Launcher:
             if running.is_alive:
                 running.signal(signal.SIGKILL)
         for running in self._started:
-            wait_for(lambda running=running: not running.is_alive, 20, f"process {running.pid} ends")
+            wait_for(lambda running=running: not running.is_alive, 60, f"process {running.pid} ends")
+            running.close()
         self._started.clear()
 
     def close(self) -> None:
         """End every command, and the launcher."""
         self.end_all()
         self._orders.close()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=120)
         self._answers.close()
 
 
