@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check lint types imports bench feast rivals simulate prove lock
+.PHONY: help setup demo serve test check lint types imports bench feast rivals simulate prove faults lock
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +27,13 @@ serve: setup  ## API and worker on http://127.0.0.1:8000, on the demo's home if 
 	@if [ -d var/demo ]; then KAIROS_HOME=var/demo $(BIN)/kairos serve; else $(BIN)/kairos serve; fi
 
 test: setup  ## The tests (SQLite; PostgreSQL too where initdb is found)
-	$(PYTEST) -n auto --dist worksteal -m "not slow"
+	$(PYTEST) -n auto --dist worksteal -m "not slow and not faults"
 
 prove: setup  ## The long proofs that `make test` runs in short
 	$(PYTEST) -m slow
+
+faults: setup  ## The long fault runs: kill -9, SIGSTOP, restarts, full disks; a checker compares what arrived
+	$(PYTEST) -s -m faults tests/faults
 
 lint: setup
 	$(BIN)/ruff check .
