@@ -41,7 +41,7 @@ def columns_of(session: Session, query: Any, count: int) -> list[Sequence[Any]]:
     return list(zip(*rows, strict=True)) if rows else [()] * count
 
 
-def places(rows: np.ndarray, keys: np.ndarray, found: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def places(rows: np.ndarray, keys: np.ndarray, found: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the contacts that were asked for, and which of ``found`` they are; both in its order."""
     asked = np.asarray(found, dtype=np.int64)
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
