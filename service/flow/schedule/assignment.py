@@ -226,7 +226,7 @@ class _Desk:
         rows = np.arange(len(chosen))
         return np.where(chosen >= 0, self.value[rows, np.maximum(column, 0)], 0.0).astype(np.float64)
 
-    def choose(self, cost: Floats, rows: Ints) -> tuple[Ints, Floats, Floats]:
+    def choose(self, cost: Floats, rows: Ints, turn: int = 0) -> tuple[Ints, Floats, Floats]:
         """Of each row: the option that gains most over its cost (-1 where none does), that gain, and the lead.
 
         The lead is what is lost by taking the next best option, or none, instead.
@@ -252,7 +252,7 @@ class _Desk:
                 lead[part] = np.where(takes, np.minimum(np.minimum(best - np.maximum(other, 0.0), best), same), 0.0)
         drawn = self.indifferent[rows] & (chosen >= 0)
         if drawn.any():
-            chosen[drawn] = self._drawn(cost, rows[drawn])
+            chosen[drawn] = self._drawn(cost, rows[drawn], turn)
             lead[drawn] = 0.0
         return chosen, gain, lead
 
@@ -273,14 +273,14 @@ class _Desk:
             at[classes[better], columns[better]] = option
         return at, least.astype(np.float32), second.astype(np.float32)
 
-    def _drawn(self, cost: Floats, rows: Ints) -> Ints:
+    def _drawn(self, cost: Floats, rows: Ints, turn: int) -> Ints:
         """One of the options that cost the class no more than its cheapest, each equally likely."""
         is_cheap = cost <= cost.min(axis=1, keepdims=True) + 1e-3 * self.scale
         is_cheap &= np.isfinite(cost)
         count = is_cheap.sum(axis=1)
         order = np.argsort(~is_cheap, axis=1, kind="stable")
         classes = self.class_of[rows]
-        return np.asarray(order[classes, (self.draws[rows] * count[classes]).astype(np.int64)])
+        return np.asarray(order[classes, (_fresh(self.draws[rows], turn) * count[classes]).astype(np.int64)])
 
     def give_out(self, cost: Floats, room: Ints, rows: Ints, spread: float = 0.0) -> Ints:
         """Option of each of ``rows`` at this cost, -1 where it gets none; ``room`` is lessened by what they take.
@@ -291,15 +291,17 @@ class _Desk:
         options = self.options
         chosen = np.full(len(rows), -1, dtype=np.int64)
         waiting = np.arange(len(rows))
+        turn = -1
         while len(waiting):
+            turn += 1
             is_open = np.all(room[options.uses] > 0, axis=2)
-            wish, _, lead = self.choose(np.where(is_open, cost, np.inf), rows[waiting])
+            wish, _, lead = self.choose(np.where(is_open, cost, np.inf), rows[waiting], turn)
             waiting, wish, lead = waiting[wish >= 0], wish[wish >= 0], lead[wish >= 0]
             if not len(waiting):
                 break
             if spread:
                 wish = self._shared_out(np.where(is_open, cost, np.inf), rows[waiting], wish, spread)
-            order = np.lexsort((self.draws[rows[waiting]], -lead))
+            order = np.lexsort((_fresh(self.draws[rows[waiting]], turn, 31_337.0), -lead))
             taken = options.uses[self.class_of[rows[waiting]], wish]
             fits = np.ones(len(waiting), dtype=bool)
             for use in range(taken.shape[1]):
@@ -332,6 +334,14 @@ class _Desk:
         quantile = (place - start[mine] + 0.5) / count[mine]
         found = np.searchsorted(of + np.minimum(share, 1.0 - 1e-12), mine + quantile * (1.0 - 2e-12))
         return np.asarray(option[found])
+
+
+def _fresh(draws: Floats, turn: int, factor: float = 1.0) -> Floats:
+    """Draws of a later turn: who drew a full option may not be known by where its first draw lay.
+
+    The lower digits of a uniform draw are uniform, and nearly independent of the upper ones.
+    """
+    return np.asarray(draws * (997.0 ** (turn % 4) * factor) % 1.0)
 
 
 def _blocks(n: int) -> Iterator[slice]:
