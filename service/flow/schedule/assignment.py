@@ -374,7 +374,7 @@ def _prices(desk: _Desk, capacity: Ints, gains: Floats) -> Floats:
         by_value = rows[np.argsort(gains[rows], kind="stable")]
         sample = by_value[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).round().astype(np.int64)]
         share = len(sample) / len(rows)
-        prices, placed = _Dual(desk, sample, capacity * share).solve(prices)
+        prices, placed = _Dual(desk, sample, np.asarray(capacity * share, dtype=np.float64)).solve(prices)
         contenders = max(SAMPLE, int(2 * placed / share))
         if share == 1.0 or contenders > 0.7 * len(rows):
             break

@@ -47,7 +47,8 @@ def write_sends(session: Session, sends: Sends, *, now: datetime) -> int:
     connection = session.connection()
     names = ", ".join(COLUMNS)
     if connection.dialect.name == "postgresql":
-        with connection.connection.cursor() as cursor, cursor.copy(f"COPY send ({names}) FROM STDIN") as copy:
+        cursor: Any = connection.connection.cursor()
+        with cursor, cursor.copy(f"COPY send ({names}) FROM STDIN") as copy:
             for rows in _rows(sends, first, to_micros(now)):
                 for row in rows:
                     copy.write_row(row)
