@@ -30,7 +30,7 @@ DEFAULT_PORTS = {"smtp": 25, "smtps": 465}
 #: A relay that cannot be reached is left alone so long; the pause doubles with each failure that follows.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 
-_PLAIN = re.compile(r"[^\s<>\x00-\x1f\x7f]+@[^\s<>\x00-\x1f\x7f]+")
+_PLAIN = re.compile(r"""(?:[^\s"<>\x00-\x1f\x7f]+|"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*")@[^\s"<>\x00-\x1f\x7f]+""")
 _START_INPUT = 354
 _CLOSING = 421
 
