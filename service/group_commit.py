@@ -57,10 +57,11 @@ class GroupCommit(Generic[Item, Answer]):
         """Hand ``item`` in without waiting; the future is done once its group is committed."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
+        if self._task is None:
+            self._full = asyncio.Event()  # of this loop: an event does not outlive the loop that waited for it
+            self._task = asyncio.get_running_loop().create_task(self._run())
         if len(self._waiting) >= self._largest:
             self._full.set()
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
         return future
 
     def hurry(self) -> None:
