@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Row, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
@@ -74,14 +74,14 @@ def recover(session: Session, *, now: datetime, crash_policy: str = "hold") -> R
         )
         .returning(SendRow.send_id)
     ).all()
-    _close_cancelled(session, [*replanned, *resent], now)
+    _close_cancelled(session, {row.send_id: row.campaign_id for row in (*replanned, *resent)}, now)
     return Recovered(len(replanned), len(resent), len(unknown))
 
 
-def _close_cancelled(session: Session, again: Sequence[Row[tuple[int, str | None]]], now: datetime) -> None:
+def _close_cancelled(session: Session, again: Mapping[int, str | None], now: datetime) -> None:
     """Close those of the mails planned again whose campaign was cancelled while they were under way."""
-    cancelled = cancelled_among(session, {campaign_id for _, campaign_id in again})
-    over = [send_id for send_id, campaign_id in again if campaign_id in cancelled]
+    cancelled = cancelled_among(session, set(again.values()))
+    over = [send_id for send_id, campaign_id in again.items() if campaign_id in cancelled]
     if over:
         session.execute(
             update(SendRow)

@@ -61,4 +61,4 @@ def _lifted_at(session: Session, mailboxes: Sequence[str]) -> dict[str, datetime
     scopes = {mailbox_scope(mailbox): mailbox for mailbox in mailboxes}
     query = select(HaltRow.scope, func.max(HaltRow.lifted_at)).where(HaltRow.scope.in_(scopes))
     rows = session.execute(query.where(HaltRow.lifted_at.is_not(None)).group_by(HaltRow.scope))
-    return {scopes[scope]: lifted_at for scope, lifted_at in rows}
+    return {scopes[scope]: lifted_at for scope, lifted_at in rows if lifted_at is not None}
