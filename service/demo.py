@@ -53,6 +53,7 @@ from service.flow.decide import Arm, NewExperiment, open_experiment, replay
 from service.flow.predict import refresh_serving
 from service.imports import ImportReport, import_orders
 from service.jobs import MODELS, score_contacts, train_model
+from service.quiet_hours import is_quiet
 from service.settings import Settings
 from service.sink import MailSink
 from service.suppression import Consent, set_consent
@@ -343,7 +344,7 @@ class _Demo:
             true = world.true_rates(name, user_ids=users, local_hours=hours, at=truth_now)
             arms = [arm | {"true_rate": true[arm["id"]]} for arm in found["arms"]]
             experiments.append({"id": found["id"], "name": name, "reward": found["reward"], "arms": arms})
-        allowed = [hour for hour in range(24) if not _is_quiet(hour, self.settings.quiet)]
+        allowed = [hour for hour in range(24) if not is_quiet(hour, self.settings.quiet)]
         truth = world.hours_report(users, hours, allowed, self.options.seed, at=truth_now)
         model = self.serving.get("send_hour")
         reasons = sorted({send.hour_reason for send in sends})
@@ -594,13 +595,6 @@ def _import_counts(report: ImportReport) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float | str)
-
-
-def _is_quiet(hour: int, quiet: tuple[int, int] | None) -> bool:
-    if quiet is None:
-        return False
-    begin, end = quiet
-    return begin <= hour < end if begin <= end else hour >= begin or hour < end
 
 
 def _model_line(name: str, model: dict[str, Any]) -> str:

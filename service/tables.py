@@ -400,6 +400,12 @@ class SendRow(Base):
             sqlite_where=text("state = 'planned' AND decided_at IS NULL"),
             postgresql_where=text("state = 'planned' AND decided_at IS NULL"),
         ),
+        # What may be claimed: a million that wait for their arms, or for a campaign that is paused, are not looked at.
+        Index(
+            "ix_send_ready", "stream", "due_at",
+            sqlite_where=text("state = 'planned' AND decided_at IS NOT NULL"),
+            postgresql_where=text("state = 'planned' AND decided_at IS NOT NULL"),
+        ),
     )  # fmt: skip
 
 

@@ -189,7 +189,6 @@ class Room:
                 .where(ThrottleRow.mailbox == name)
                 .values(tokens=tokens, counted_at=self.counted_at[name])
             )
-        count_departures(session, mails, now=self.now)
 
 
 def open_room(session: Session, *, now: datetime, settings: Settings) -> Room:

@@ -20,7 +20,18 @@ from service.clock import Clock
 from service.database import Database
 from service.experiments import harmful_arms, pause_harmful
 from service.flow.decide import decide
-from service.flow.deliver import Claim, Claimed, DeliveryAgent, Receipts, claim, may_leave, reconcile, recover
+from service.flow.deliver import (
+    IS_READY,
+    STREAMS,
+    Claim,
+    Claimed,
+    DeliveryAgent,
+    Receipts,
+    claim,
+    may_leave,
+    reconcile,
+    recover,
+)
 from service.flow.render import Email, RenderFailure, check_sender, gather, render
 from service.flow.reward import learn
 from service.hits import RuleBook, settle
@@ -53,6 +64,8 @@ LAKE_INTERVAL = timedelta(minutes=15)
 IDLE_SECONDS = 1.0
 #: Complaints and bounces of the streams are looked at this often.
 STREAMS_INTERVAL = timedelta(minutes=1)
+#: What came back of mails whose fate is open is looked for this often.
+RECONCILE_INTERVAL = timedelta(minutes=1)
 #: The daily round of the feature store is looked at this often; a stop waits for it at most so long.
 DAILY_INTERVAL = timedelta(minutes=15)
 DAILY_STOP_SECONDS = 30.0
@@ -113,7 +126,7 @@ class Worker:
         self._canaries_judged_at = clock.now() - CANARY_INTERVAL
         #: Harm may have been learned that nobody has judged yet: at the start, by a worker before this one.
         self._is_guard_due = True
-        self._streams_due_at = clock.now()
+        self._streams_due_at = self._reconcile_due_at = clock.now()
 
     async def work(self) -> Round:
         """One round: what has settled is learned before what falls due is decided."""
@@ -123,14 +136,16 @@ class Worker:
         return Round(settled, learned, paused, decided, claimed, receipts, wait_seconds)
 
     async def close(self) -> None:
-        """Close the connections to the relay."""
+        """Close the connections to the relay, once it has answered for what it was given."""
         await self._agent.hang_up()
 
     def _prepare(self) -> tuple[int, int, int, int]:
         now = self.clock.now()
         with self.database.writing() as session:
             recover(session, now=now, crash_policy=self.settings.crash_policy)
-            reconcile(session, now=now)
+            if now >= self._reconcile_due_at:
+                self._reconcile_due_at = now + RECONCILE_INTERVAL
+                reconcile(session, now=now)
         settled = 0
         while True:  # a page of sends a transaction, so that other writers get their turn
             with self.database.writing() as session:
@@ -167,10 +182,7 @@ class Worker:
         minutes = max(DECIDED_MINUTES, (now - self._began_at) / timedelta(minutes=1))
         waiting = session.scalar(
             select(func.count()).where(
-                SendRow.state == "planned",
-                SendRow.due_at < now + DECIDE_AHEAD,
-                SendRow.decided_at.is_not(None),
-                may_leave(),
+                IS_READY, SendRow.stream.in_(STREAMS), SendRow.due_at < now + DECIDE_AHEAD, may_leave()
             )
         )
         return min(DECIDED_AT_ONCE, max(0, int(rate * minutes) - int(waiting or 0)))
@@ -215,7 +227,7 @@ class Worker:
             claimed, emails = following
         if claimed_total:
             self._sent_at = time.monotonic()
-        elif time.monotonic() - self._sent_at > KEEP_OPEN_SECONDS:
+        elif time.monotonic() - self._sent_at > KEEP_OPEN_SECONDS and not self._agent.is_waiting:
             await self._agent.hang_up()
         return claimed_total, total, self.provider.pause_seconds or claimed.wait_seconds
 
@@ -235,9 +247,9 @@ class Worker:
                     lease_seconds=LEASE_SECONDS,
                     settings=self.settings,
                 )
-            if claimed.sends or not (claimed.expired or claimed.suppressed):
+            if claimed.sends or not (claimed.expired or claimed.suppressed or claimed.postponed):
                 return claimed, self._render(claimed.sends)
-        return Claim((), 0, 0), []  # else the batch was closed on the way, and there may be more behind it
+        return Claim((), 0, 0), []  # else the batch was closed or put off on the way, and there may be more behind it
 
     def _render(self, sends: Sequence[Claimed]) -> list[Email | RenderFailure]:
         if not sends:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from features.events import zone_of
+from service.quiet_hours import next_open
 from service.settings import Settings
 from service.tables import SendRow
 
@@ -52,16 +52,11 @@ def settle_overdue(
     ).all()
     postponed = 0
     if settings.quiet is not None:
-        begin, end = settings.quiet
         marketing = (*overdue, SendRow.stream == "marketing")
         for name in session.scalars(select(SendRow.timezone).where(*marketing).distinct()).all():
-            local = now.astimezone(zone_of(name))
-            is_quiet = begin <= local.hour < end if begin <= end else local.hour >= begin or local.hour < end
-            if not is_quiet:
+            morning = next_open(now, name, settings.quiet)
+            if morning <= now:
                 continue
-            morning = local.replace(hour=end % 24, minute=0, second=0, microsecond=0)
-            if morning <= local:
-                morning += timedelta(days=1)
-            moved = update(SendRow).where(*marketing, SendRow.timezone == name).values(due_at=morning.astimezone(UTC))
+            moved = update(SendRow).where(*marketing, SendRow.timezone == name).values(due_at=morning)
             postponed += len(session.execute(moved.returning(SendRow.send_id)).all())
     return Overdue(len(expired), postponed)

@@ -13,10 +13,17 @@ Outcome = Literal["accepted", "deferred", "rejected", "unknown"]
 
 _ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 #: Statuses of RFC 3463 and its registry that say: this address takes no mail, and never will.
-_BAD_ADDRESS = frozenset(("5.1.0", "5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10"))
+_BAD_ADDRESS = frozenset(("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10"))
+_BAD_SENDER = frozenset(("5.1.7", "5.1.8"))
 _NO_SUCH = re.compile(
     r"no such (?:user|recipient|mailbox|address)|(?:user|recipient|mailbox|address)\b.{0,60}"
     r"(?:unknown|not found|does(?: not|n't) exist|invalid)|unknown (?:user|recipient|mailbox|address)",
+    re.IGNORECASE,
+)
+#: What a relay says at RCPT of the sender that it took at MAIL.
+_OF_SENDER = re.compile(
+    r"\b(?:sender|return[- ]path)\b(?:'s)?(?: (?:e-?mail|address|domain|verify|verification))*"
+    r"(?: (?:is|was|has|been|not))* (?:rejected|refused|denied|blocked|invalid|unknown|failed|found|exist)",
     re.IGNORECASE,
 )
 
@@ -41,14 +48,28 @@ class Receipt:
     text: str
     #: No conversation took place at all: it says nothing about this mail, and its tries are not counted.
     is_relay_down: bool = False
+    #: The answer to MAIL: it speaks of our sender, whatever its words.
+    at_mail: bool = False
+
+    @property
+    def is_sender(self) -> bool:
+        """Whether the sender was refused (5.1.7, 5.1.8, any answer to MAIL, or words that say so): no recipient is bad.
+
+        Refusals for policy are left to `is_policy`.
+        """
+        if self.outcome != "rejected" or self.is_policy:
+            return False
+        enhanced = _ENHANCED.match(self.text)
+        return (
+            self.at_mail
+            or (enhanced is not None and enhanced.group() in _BAD_SENDER)
+            or _OF_SENDER.search(self.text) is not None
+        )
 
     @property
     def is_bad_address(self) -> bool:
-        """Whether the reply says that there is no such mailbox: 5.1.x (RFC 3463), or 550 in words that say so.
-
-        5.1.7 and 5.1.8 speak of the sender's address.
-        """
-        if self.outcome != "rejected":
+        """Whether the reply says that there is no such mailbox: 5.1.x (RFC 3463), or 550 in words that say so."""
+        if self.outcome != "rejected" or self.at_mail or self.is_sender:
             return False
         if enhanced := _ENHANCED.match(self.text):
             return enhanced.group() in _BAD_ADDRESS
@@ -57,7 +78,7 @@ class Receipt:
     @property
     def is_full_mailbox(self) -> bool:
         """Whether the mailbox has no room (5.2.2, or 552 without an enhanced status): it may have some another day."""
-        if self.outcome != "rejected":
+        if self.outcome != "rejected" or self.at_mail:
             return False
         if enhanced := _ENHANCED.match(self.text):
             return enhanced.group() == "5.2.2"

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
@@ -30,7 +31,9 @@ DEFAULT_PORTS = {"smtp": 25, "smtps": 465}
 #: A relay that cannot be reached is left alone so long; the pause doubles with each failure that follows.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 
-_PLAIN = re.compile(r"""(?:[^\s"<>\x00-\x1f\x7f]+|"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*")@[^\s"<>\x00-\x1f\x7f]+""")
+_PLAIN = re.compile(
+    r"""(?:[^\s"<>\x00-\x1f\x7f]+|"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*")@[^\s"<>\x00-\x1f\x7f]+"""
+)
 _START_INPUT = 354
 _CLOSING = 421
 
@@ -132,7 +135,7 @@ class SmtpConnection:
         self._is_begun = False
 
     async def check(self, sender: str, recipient: str) -> Receipt:
-        """Announce sender and recipient. A lost line is tried once more on a new one, then the mail is deferred."""
+        """Announce sender and recipient. A line that is lost or closed (421) is followed once by a new one."""
         for address in (sender, recipient):
             if not (address.isascii() and _PLAIN.fullmatch(address)):
                 return Receipt("rejected", None, "an address of the envelope is not one plain ASCII address")
@@ -143,15 +146,17 @@ class SmtpConnection:
                 if refusal is not None:
                     return refusal
             assert self._wire is not None
+            is_new = is_last or not was_open
             try:
-                return await self._announce(self._wire, sender, recipient)
+                receipt = await self._announce(self._wire, sender, recipient)
             except LineLost as lost:
                 await self._drop()
-                refused = next((reply for reply in lost.replies if reply.code >= 400), None)
-                if refused is not None:  # it said why, and hung up
-                    return classify(refused.code, refused.text)
-                if is_last or not was_open:
+                if is_new:
                     return Receipt("deferred", None, f"the line was lost before the message began: {lost}")
+                continue
+            if receipt.code != _CLOSING or is_new:
+                return receipt
+            # The relay closed a line that had served its time: that says nothing of this mail.
         raise AssertionError("unreachable")
 
     async def transmit(self, message: bytes) -> Receipt:
@@ -202,14 +207,17 @@ class SmtpConnection:
             lines.insert(0, b"RSET\r\n")
         self._is_begun = True
         timeout = self._provider.command_timeout_seconds
-        if self._pipelines:
-            replies = await wire.ask(b"".join(lines), len(lines), timeout)
-        else:
-            replies = []
-            for line in lines:
-                replies += await wire.ask(line, 1, timeout)
+        replies: list[Reply] = []
+        try:
+            for part in [b"".join(lines)] if self._pipelines else lines:
+                replies += await wire.ask(part, len(lines) if self._pipelines else 1, timeout)
                 if replies[-1].code >= 400:
                     break
+        except LineLost as lost:
+            replies += lost.replies
+            if all(reply.code < 400 for reply in replies):
+                raise
+            await self._drop()  # it said why, and hung up
         if len(replies) == len(lines) and all(200 <= reply.code < 300 for reply in replies):
             return classify(replies[-1].code, replies[-1].text)
         place = next(place for place, reply in enumerate(replies) if not 200 <= reply.code < 300)
@@ -218,9 +226,8 @@ class SmtpConnection:
             await self._drop()
             return Receipt("deferred", refused.code, f"the relay answered the envelope with {refused.text[:80]!r}")
         await self._after_refusal(refused)
-        if lines[place].startswith(b"RCPT"):
-            return classify(refused.code, refused.text)
-        return classify(refused.code, f"the sender was refused: {refused.text}")
+        receipt = classify(refused.code, refused.text)
+        return replace(receipt, at_mail=True) if lines[place].startswith(b"MAIL") else receipt
 
     async def _after_refusal(self, refused: Reply) -> None:
         if refused.code == _CLOSING:

@@ -35,6 +35,7 @@ from service.flow.decide.experiment import (
 from service.flow.decide.replay import ERASED_OCCURRENCE, Replay, replay
 from service.flow.decide.snapshot import allocation_of, statistics_of, take_snapshot
 from service.flow.decide.withdrawal import withdraw
+from service.halts import leaving_allowed
 from service.tables import ArmRow, CampaignRow, DecisionRow, ExperimentRow, SendRow
 from training.policies.base import Policy
 from training.policies.statistics import ArmStatistics, LinearStatistics, ValueStatistics
@@ -181,6 +182,9 @@ def decide(
 ) -> Decisions:
     """An arm for every planned send that falls due before ``now + look_ahead``, in each experiment of its campaign.
 
+    What a halt, a pause or a canary holds back is not drawn for: it is once it may leave. What is too late to leave
+    passes without a draw, for the claim to close it.
+
     The sends of one hour are a wave: base rates move with the hour, so arms are compared within it. Draws are hashed
     (`training.policies.base.hashed_draws`), so the same call again draws the same.
     """
@@ -190,8 +194,9 @@ def decide(
             SendRow.contact_key,
             SendRow.campaign_id,
             type_coerce(SendRow.due_at, BigInteger).label("due_micros"),
+            SendRow.not_after,
         )
-        .where(IS_UNDECIDED, SendRow.due_at < now + look_ahead)
+        .where(IS_UNDECIDED, SendRow.due_at < now + look_ahead, leaving_allowed())
         .order_by(SendRow.due_at, SendRow.send_id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -208,7 +213,7 @@ def decide(
         asks = [
             Ask(row.contact_key, f"send:{row.send_id}", row.due_micros // HOUR_MICROS, row.send_id)
             for row in due
-            if desk.experiment.experiment_id in experiments_of.get(row.campaign_id, ())
+            if row.not_after >= now and desk.experiment.experiment_id in experiments_of.get(row.campaign_id, ())
         ]
         if asks:
             drawn += draw(session, desk, asks, now=now, cache=cache, tell_written=False)[0]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from service.clock import Clock
 from service.database import Database, database_now
-from service.flow.deliver.claiming import Claim, Claimed, claim, may_leave
+from service.flow.deliver.claiming import IS_READY, STREAMS, Claim, Claimed, claim, may_leave
 from service.flow.deliver.ledger import BACK_OFF, Ledger, Receipts
 from service.flow.deliver.reconciling import close_unknown, reconcile, resend_unknown
 from service.flow.deliver.recovery import Recovered, recover
@@ -24,6 +24,8 @@ from service.settings import Settings
 
 __all__ = [
     "BACK_OFF",
+    "IS_READY",
+    "STREAMS",
     "Claim",
     "Claimed",
     "DeliveryAgent",
@@ -41,8 +43,12 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-#: A row stays ``attempting`` unquestioned for as long as a relay may take to answer the final dot, and a minute.
-ATTEMPT_LEASE_SECONDS = 660.0
+#: A row stays ``attempting`` unquestioned for as long as a relay may take to answer DATA (one minute) and the final dot
+#: (ten), and the ledger to write it.
+ATTEMPT_LEASE_SECONDS = 780.0
+#: Once nothing of a batch is left to begin, those that the relay still has not answered for are waited for so long.
+#: Then the next batch leaves over the other connections.
+PATIENCE_SECONDS = 5.0
 
 
 class DeliveryAgent:
@@ -61,11 +67,17 @@ class DeliveryAgent:
         clock: Clock,
         settings: Settings,
         attempt_lease_seconds: float = ATTEMPT_LEASE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._provider = provider
         self._ledger = Ledger(database, clock, settings, attempt_lease_seconds)
         self._stack = AsyncExitStack()
-        self._connections: list[Connection] = []
+        #: Connections on which nothing goes on, and how many there are in all.
+        self._idle: list[Connection] = []
+        self._opened = 0
+        #: Conversations of earlier batches in which the relay has not answered yet.
+        self._late: set[asyncio.Task[None]] = set()
+        self._patience_seconds = patience_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> DeliveryAgent:
@@ -74,9 +86,18 @@ class DeliveryAgent:
     async def __aexit__(self, *_error: object) -> None:
         await self.hang_up()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the relay has not answered yet for a mail of an earlier batch."""
+        return bool(self._late)
+
     async def hang_up(self) -> None:
-        """Close the connections; the next batch opens new ones."""
-        stack, self._stack, self._connections = self._stack, AsyncExitStack(), []
+        """Close the connections, once the relay has answered for what it was given; the next batch opens new ones."""
+        if self._loop is asyncio.get_running_loop():
+            if self._late:
+                await asyncio.wait(self._late)
+            await self._ledger.receipts()
+        stack, self._stack, self._idle, self._opened = self._stack, AsyncExitStack(), [], 0
         await stack.aclose()
 
     async def deliver(self, sends: Sequence[Claimed], emails: Sequence[Email | RenderFailure]) -> Receipts:
@@ -100,7 +121,8 @@ class DeliveryAgent:
                     f"send {send.send_id} was claimed but not rendered; pass its mail or its RenderFailure"
                 )
         if self._loop is not asyncio.get_running_loop():  # lines do not outlive the loop that they were opened in
-            self._loop, self._stack, self._connections = asyncio.get_running_loop(), AsyncExitStack(), []
+            self._loop, self._stack, self._idle, self._opened = asyncio.get_running_loop(), AsyncExitStack(), [], 0
+            self._late = set()
         ledger = self._ledger
         ledger.expect(sends)
         queue: list[tuple[Claimed, Email]] = []
@@ -113,21 +135,60 @@ class DeliveryAgent:
             else:
                 queue.append((send, email))
         queue.reverse()
-        while len(self._connections) < min(self._provider.connections, len(queue)):
-            self._connections.append(await self._stack.enter_async_context(self._provider.connection()))
-        talking = self._connections[: len(queue)]
-        outcomes = await asyncio.gather(
-            *(self._converse(queue, connection) for connection in talking), return_exceptions=True
-        )
-        receipts = await ledger.receipts()
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        try:
+            if queue:
+                await self._talk(queue)
+        finally:
+            receipts = await ledger.receipts()
         return receipts
+
+    async def _talk(self, queue: list[tuple[Claimed, Email]]) -> None:
+        """Empty the queue over all connections; what the relay is slow to answer for goes on beside the next batch."""
+        while len(self._idle) < len(queue) and self._opened < self._provider.connections:
+            self._idle.append(await self._stack.enter_async_context(self._provider.connection()))
+            self._opened += 1
+        while not self._idle:  # all of them wait for the relay
+            await asyncio.wait(self._late, return_when=asyncio.FIRST_COMPLETED)
+        talking, self._idle = self._idle[: len(queue)], self._idle[len(queue) :]
+        going = {asyncio.ensure_future(self._converse(queue, connection)) for connection in talking}
+        failed: list[BaseException] = []
+        try:
+            while going:
+                is_last = not queue
+                done, going = await asyncio.wait(
+                    going, timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                failed += [fault for task in done if (fault := task.exception()) is not None]
+                if is_last and not done:
+                    break
+        except asyncio.CancelledError:
+            for task in going:
+                task.cancel()
+            raise
+        for task in going:
+            self._late.add(task)
+            task.add_done_callback(self._answered)
+            self._ledger.set_aside(task)
+        if going:
+            log.info("the relay is slow to answer for %d mails", len(going), extra={"action": "relay_slow"})
+        if failed:
+            raise failed[0]
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._late.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("a mail of an earlier batch failed", exc_info=fault, extra={"action": "late_mail_failed"})
+
+    @asynccontextmanager
+    async def _in_use(self, connection: Connection) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self._idle.append(connection)
 
     async def _converse(self, queue: list[tuple[Claimed, Email]], connection: Connection) -> None:
         ledger, provider = self._ledger, self._provider
-        async with ledger.conversation():
+        async with self._in_use(connection), ledger.conversation():
             while queue:
                 send, email = queue.pop()
                 if send.mailbox in ledger.refusing:

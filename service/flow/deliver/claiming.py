@@ -8,19 +8,24 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Table, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
 from service.halts import halts_in_force, leaving_allowed, mailbox_scope
 from service.mailboxes import mailbox_of
 from service.preferences import weekly_caps
+from service.quiet_hours import next_open
 from service.settings import Settings
 from service.suppression import identities_of, mailable
 from service.tables import CampaignRow, ContactRow, SendRow
 from service.throttle import Room, open_room
 
 CAP_DAYS = 7
+#: In the order in which they leave.
+STREAMS = ("transactional", "marketing")
+#: Word for word the condition of the index that holds these rows alone: a bound value would not find it.
+IS_READY = text("send.state = 'planned' AND send.decided_at IS NOT NULL")
 _SPENT_STATES = ("claimed", "attempting", "accepted", "unknown", "held_out")
 
 
@@ -54,10 +59,12 @@ class Claimed:
 class Claim:
     """What a claim took, and what it closed on the way."""
 
-    #: Held sends, earliest due first; held-out ones among them, for they are rendered like any other.
+    #: Held sends: transactional ones first, then the earliest due; held-out ones among them, rendered like any other.
     sends: tuple[Claimed, ...]
     expired: int
     suppressed: int
+    #: Marketing sends that came due late, in their contact's quiet hours: planned for the morning.
+    postponed: int = 0
     #: Seconds until the throttle lets a mail through, where it held some back; None: it held none back.
     wait_seconds: float | None = None
 
@@ -86,7 +93,9 @@ _DUE = (
 def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, settings: Settings) -> Claim:
     """Take up to ``limit`` due, decided sends; close those that are too late, may not be mailed or are over the cap.
 
-    What the throttle or the warm-up has no room for stays planned, and what is behind it gets its turn.
+    Transactional mail comes first, however much waits: a password is not queued behind a campaign. Marketing mail that
+    was delayed into its contact's quiet hours is planned for the morning, or expires where that is too late. What the
+    throttle or the warm-up has no room for stays planned, and what is behind it gets its turn.
 
     Parameters
     ----------
@@ -98,21 +107,23 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     """
     room = open_room(session, now=now, settings=settings)
     full = room.full()
-    may_go = SendRow.decided_at.is_not(None) & may_leave()
+    may_go = may_leave()
     if full:
         may_go &= or_(SendRow.mailbox.is_(None), SendRow.mailbox.not_in(full), SendRow.is_holdout)
     if room.most < 1:
         may_go &= SendRow.is_holdout
-    due = list(
-        session.execute(
-            select(*_DUE)
-            .where(SendRow.state == "planned", SendRow.due_at <= now, or_(may_go, _is_late(now)))
-            .order_by(SendRow.due_at)  # not by id as well: a million that fall due at once would be sorted each time
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        ).all()
-    )
-    due.sort(key=lambda send: (send.due_at, send.send_id))
+    due: list[Any] = []
+    for stream in STREAMS:
+        if len(due) < limit:
+            due += session.execute(
+                select(*_DUE)
+                .where(IS_READY, SendRow.stream == stream, SendRow.due_at <= now, or_(may_go, _is_late(now)))
+                # not by id as well: a million that fall due at once would be sorted each time
+                .order_by(SendRow.due_at)
+                .limit(limit - len(due))
+                .with_for_update(skip_locked=True)
+            ).all()
+    due.sort(key=lambda send: (STREAMS.index(send.stream), send.due_at, send.send_id))
     mailboxes = _mailboxes(session, due)
     if any(send.mailbox is None for send in due):  # whose mailbox provider the query could not look at
         stopped = {halt.scope for halt in halts_in_force(session)}
@@ -120,6 +131,7 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     late = [send for send in due if send.not_after < now]
     _expire(session, late, mailboxes, room, now)
     timely = [send for send in due if send.not_after >= now]
+    timely, postponed, dark = _postpone(session, timely, now, settings.quiet)
     barred = barred_sends(session, timely, settings.pepper, settings.sandbox, now=now)
     barred |= _over_cap(session, timely, barred, now=now, cap=settings.frequency_cap)
     by_reason: dict[str, list[int]] = defaultdict(list)
@@ -154,7 +166,33 @@ def claim(session: Session, *, now: datetime, limit: int, lease_seconds: float, 
     wait_seconds = room.wait_seconds() if len(free) < limit else None
     if wait_seconds is not None and not _is_waiting(session, now):
         wait_seconds = None
-    return Claim(claimed, expired=len(late), suppressed=len(barred), wait_seconds=wait_seconds)
+    return Claim(
+        claimed, expired=len(late) + dark, suppressed=len(barred), postponed=postponed, wait_seconds=wait_seconds
+    )
+
+
+def _postpone(
+    session: Session, sends: Sequence[Any], now: datetime, quiet: tuple[int, int] | None
+) -> tuple[list[Any], int, int]:
+    """The sends that may leave at this hour, how many were planned for the morning, and how many expired for it."""
+    zones = {send.timezone for send in sends if send.stream == "marketing"}
+    mornings = {zone: morning for zone in zones if (morning := next_open(now, zone, quiet)) > now}
+    if not mornings:
+        return list(sends), 0, 0
+    awake: list[Any] = []
+    waiting: dict[datetime, list[int]] = defaultdict(list)
+    over: list[int] = []
+    for send in sends:
+        if send.stream != "marketing" or send.timezone not in mornings:
+            awake.append(send)
+        elif mornings[send.timezone] > send.not_after:
+            over.append(send.send_id)
+        else:
+            waiting[mornings[send.timezone]].append(send.send_id)
+    for morning, send_ids in waiting.items():
+        session.execute(update(SendRow).where(SendRow.send_id.in_(send_ids)).values(due_at=morning))
+    _close(session, over, "expired", "it is quiet at its contact's until after its last useful moment", now)
+    return awake, sum(map(len, waiting.values())), len(over)
 
 
 def _is_late(now: datetime) -> ColumnElement[bool]:
@@ -163,9 +201,7 @@ def _is_late(now: datetime) -> ColumnElement[bool]:
 
 def _is_waiting(session: Session, now: datetime) -> bool:
     """Whether a send that could leave is due."""
-    waiting = select(SendRow.send_id).where(
-        SendRow.state == "planned", SendRow.due_at <= now, SendRow.decided_at.is_not(None), may_leave()
-    )
+    waiting = select(SendRow.send_id).where(IS_READY, SendRow.stream.in_(STREAMS), SendRow.due_at <= now, may_leave())
     return session.execute(waiting.limit(1)).first() is not None
 
 
@@ -243,9 +279,11 @@ def _over_cap(
 ) -> dict[int, str]:
     """Marketing sends beyond ``cap``, or beyond the contact's own wish, in the last seven days.
 
-    A planned send counts against those due after it, never against those due before: two workers that claim two sends
-    of one contact at once come to the same answer without seeing each other. A correction counts like any mail, but
-    may be one more than the cap allows: who got the wrong mail must not go without the right one for it.
+    A mail counts at the moment for which it was planned, here as for the planner: one a week stays one a week, however
+    long each took to leave. What is held back counts once it leaves. A planned send counts against those due after it,
+    never against those due before: two workers that claim two sends of one contact at once come to the same answer
+    without seeing each other. A correction counts like any mail, but may be one more than the cap allows: who got the
+    wrong mail must not go without the right one for it.
     """
     candidates = [send for send in sends if send.stream == "marketing" and send.send_id not in barred]
     caps = weekly_caps(session, {send.contact_key for send in candidates}, cap)
@@ -254,12 +292,15 @@ def _over_cap(
         return {}
     begin = now - timedelta(days=CAP_DAYS)
     others = session.execute(
-        select(SendRow.contact_key, SendRow.send_id, SendRow.state, SendRow.due_at, SendRow.finished_at).where(
+        select(SendRow.contact_key, SendRow.send_id, SendRow.state, SendRow.due_at).where(
             SendRow.contact_key.in_({send.contact_key for send in candidates}),
             SendRow.stream == "marketing",
-            SendRow.due_at > begin - timedelta(days=CAP_DAYS),
+            SendRow.due_at > begin,
             SendRow.due_at <= now,
-            or_(SendRow.state.in_(_SPENT_STATES), (SendRow.state == "planned") & (SendRow.not_after >= now)),
+            or_(
+                SendRow.state.in_(_SPENT_STATES),
+                (SendRow.state == "planned") & (SendRow.not_after >= now) & may_leave(),
+            ),
         )
     ).all()
     spent: Counter[int] = Counter()
@@ -267,7 +308,7 @@ def _over_cap(
     for other in others:
         if other.state == "planned":
             waiting[other.contact_key].append((other.due_at, other.send_id))
-        elif (other.finished_at or other.due_at) > begin:
+        else:
             spent[other.contact_key] += 1
     corrections = set(
         session.scalars(

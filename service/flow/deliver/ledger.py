@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Table, bindparam, select, update
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from features.events import append
 from service.clock import Clock
 from service.database import Database, database_now
 from service.flow.deliver.claiming import Claimed, barred_sends
+from service.flow.deliver.ledger_rows import (
+    BAR,
+    BEGIN,
+    CANCELLED,
+    FINISH,
+    HELD_BACK,
+    cancelled_among,
+    hold_back_all,
+    still_held,
+)
 from service.flow.deliver.log_entries import Entry, LogEntries
 from service.flow.deliver.refusals import halt_refusing
 from service.flow.render import Email
 from service.group_commit import GroupCommit
-from service.halts import leaving_allowed
 from service.providers.base import Receipt
 from service.settings import Settings
 from service.suppression import address_hmac, suppress
-from service.tables import CampaignRow, SendRow
+from service.tables import SendRow
 from service.throttle import count_departures
+
+log = logging.getLogger(__name__)
 
 #: Waits before the second, third and every later try of a deferred mail.
 BACK_OFF = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=4))
@@ -36,6 +50,9 @@ LONGEST_DEFERRAL = timedelta(hours=72)
 #: How long a group of ledger writes gathers at most; it goes at once when every conversation waits for it.
 GROUP_SECONDS = 0.015
 LARGEST_GROUP = 500
+
+#: A result that the database did not take is written again after so long, then after twice as long, and so on.
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 10.0
 
 _ADDRESS = re.compile(r"\S*@\S*")
 
@@ -85,10 +102,13 @@ class Ledger:
             database, self._write, wait_seconds=GROUP_SECONDS, largest=LARGEST_GROUP
         )
         self._written: list[asyncio.Future[str]] = []
+        #: Whether it was said that results could not be written.
+        self._is_retrying = False
         self._log = LogEntries()
         #: Mailbox providers that were halted while the present sends leave: nothing more is asked of them.
         self.refusing: set[str] = set()
         self._conversations = 0
+        self._set_aside = 0
         #: Conversations that wait for their mail to be marked ``attempting``.
         self._waiting = 0
 
@@ -107,8 +127,16 @@ class Ledger:
             self._conversations -= 1
             self._hurry_if_all_wait()
 
+    def set_aside(self, conversation: asyncio.Task[None]) -> None:
+        """Wait no more for a conversation that has the last of its mails in the air."""
+        self._set_aside += 1
+        conversation.add_done_callback(self._back)
+
+    def _back(self, _conversation: asyncio.Task[None]) -> None:
+        self._set_aside -= 1
+
     def _hurry_if_all_wait(self) -> None:
-        if self._waiting and self._waiting >= self._conversations:
+        if self._waiting and self._waiting >= self._conversations - self._set_aside:
             self._group.hurry()
 
     async def begin(self, send: Claimed, email: Email) -> bool:
@@ -126,9 +154,31 @@ class Ledger:
 
     def finish(self, send: Claimed, state: str, reason: str | None, *, email: Email | None = None, **said: Any) -> None:
         """Write the result with the next group; the connection need not wait for it."""
-        self._written.append(
-            self._group.put(Entry("finish", send, email, self._clock.now(), state=state, reason=reason, **said))
-        )
+        entry = Entry("finish", send, email, self._clock.now(), state=state, reason=reason, **said)
+        self._written.append(asyncio.ensure_future(self._kept(entry, self._group.put(entry))))
+
+    async def _kept(self, entry: Entry, written: asyncio.Future[str]) -> str:
+        """Write a result that the database did not take until it does, or its lease is over.
+
+        The relay has the mail by then: a result that is lost makes it unknown, or sends it twice. The lease token makes
+        a second writing of the same harmless.
+        """
+        pause, until = FIRST_RETRY_SECONDS, time.monotonic() + self._attempt_lease.total_seconds()
+        while True:
+            try:
+                return await written
+            except OperationalError:
+                if time.monotonic() + pause >= until:
+                    raise
+                if not self._is_retrying:
+                    self._is_retrying = True
+                    log.warning(
+                        "what became of mails could not be written; it is tried until it can",
+                        exc_info=True, extra={"action": "results_not_written"},
+                    )  # fmt: skip
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_RETRY_SECONDS)
+            written = self._group.put(entry)
 
     def finish_with(self, send: Claimed, email: Email, receipt: Receipt, *, pause_seconds: float = 0.0) -> None:
         """Write what the provider's receipt means for the send.
@@ -144,7 +194,7 @@ class Ledger:
             self.finish(send, "accepted", None, **said)
         elif receipt.outcome == "unknown":
             self.finish(send, "unknown", reason, **said)
-        elif receipt.outcome == "rejected":
+        elif receipt.outcome == "rejected" and not receipt.is_sender:
             self.finish(
                 send, "failed", reason, **said,
                 bounce="hard" if receipt.is_bad_address else "soft" if receipt.is_full_mailbox else None,
@@ -154,6 +204,8 @@ class Ledger:
             again_at = self._clock.now() + timedelta(seconds=max(1.0, pause_seconds))
             self.finish(send, "planned", f"waits for the relay: {reason}", **said, due_at=again_at, is_try=False)
         else:
+            if receipt.is_sender:
+                reason = f"our sender was refused: {reason}"
             again_at = self._clock.now() + BACK_OFF[min(send.attempts, len(BACK_OFF) - 1)]
             if again_at > send.not_after:
                 self.finish(send, "expired", f"deferred until it was too late: {reason}", **said)
@@ -164,16 +216,20 @@ class Ledger:
 
     def hold_back(self, send: Claimed) -> None:
         """Plan a send again whose mailbox provider was halted meanwhile; it was not tried."""
-        self.finish(send, "planned", "held back by a halt before it left", due_at=send.due_at, is_try=False)
+        self.finish(send, "planned", HELD_BACK, due_at=send.due_at, is_try=False)
 
     async def receipts(self) -> Receipts:
         """Counts of what was written since the last call, once all of it is on disk."""
         written, self._written = self._written, []
         counts = Counter(await asyncio.gather(*written))
+        self._is_retrying = False
         return Receipts(**counts)
 
     def _write(self, session: Session, entries: list[Entry]) -> list[str]:
-        held = _still_held(session, entries)
+        again = {entry.send.campaign_id for entry in entries if entry.kind == "finish" and entry.state == "planned"}
+        cancelled = cancelled_among(session, again, lock=True)  # before the rows, as who cancels does
+        held = still_held(session, entries)
+        entries = [_ended(entry) if entry.send.campaign_id in cancelled else entry for entry in entries]
         answers = ["lost"] * len(entries)
         begun: list[Entry] = []
         finished: list[Entry] = []
@@ -181,7 +237,8 @@ class Ledger:
         for place, entry in enumerate(entries):
             if entry.send.send_id in held:
                 (begun if entry.kind == "begin" else finished).append(entry)
-                answers[place] = "deferred" if entry.state == "planned" else entry.state
+                again_as = "halted" if entry.reason == HELD_BACK else "deferred"
+                answers[place] = again_as if entry.state == "planned" else entry.state
         stopped = self._begin_all(session, begun, held)
         self._finish_all(session, finished)
         return [
@@ -198,21 +255,20 @@ class Ledger:
         barred = barred_sends(
             session, [entry.send for entry in going], self._pepper, self._sandbox, now=self._clock.now()
         )
-        stopped = dict.fromkeys(barred, "suppressed") | _hold_back(session, halted)
+        stopped = dict.fromkeys(barred, "suppressed") | hold_back_all(session, halted)
         if barred:
             closed = [
                 {"key": entry.send.send_id, "why": barred[entry.send.send_id], "at": entry.at}
                 for entry in going
                 if entry.send.send_id in barred
             ]
-            session.connection().execute(_BAR, closed)
-        if stopped:  # they were counted as departures when they were claimed
-            stayed = Counter(entry.send.mailbox for entry in entries if entry.send.send_id in stopped)
-            count_departures(session, {mailbox: -count for mailbox, count in stayed.items()}, now=entries[0].at)
-        if len(barred) < len(going):
+            session.connection().execute(BAR, closed)
+        going = [entry for entry in going if entry.send.send_id not in barred]
+        if going:
+            count_departures(session, Counter(entry.send.mailbox for entry in going), now=going[0].at)
             until = database_now(session) + self._attempt_lease
             session.connection().execute(
-                _BEGIN,
+                BEGIN,
                 [
                     {
                         "key": entry.send.send_id,
@@ -221,7 +277,6 @@ class Ledger:
                         "links": entry.email.link_count if entry.email else None,
                     }
                     for entry in going
-                    if entry.send.send_id not in barred
                 ],
             )
         return stopped
@@ -230,7 +285,7 @@ class Ledger:
         if not entries:
             return
         session.connection().execute(
-            _FINISH,
+            FINISH,
             [
                 {
                     "key": entry.send.send_id,
@@ -261,82 +316,17 @@ class Ledger:
             append(session, events, received_at=max(event.occurred_at for event in events))
 
 
-_SEND = cast(Table, SendRow.__table__)
-_BAR = (
-    update(_SEND)
-    .where(_SEND.c.send_id == bindparam("key"))
-    .values(state="suppressed", reason=bindparam("why"), finished_at=bindparam("at"), lease_until=None)
-)
-_BEGIN = (
-    update(_SEND)
-    .where(_SEND.c.send_id == bindparam("key"))
-    .values(
-        state="attempting",
-        reason=None,
-        lease_until=bindparam("until"),
-        message_id=bindparam("id_of_message"),
-        link_count=bindparam("links"),
-    )
-)
-_FINISH = (
-    update(_SEND)
-    .where(_SEND.c.send_id == bindparam("key"))
-    .values(
-        state=bindparam("to"),
-        reason=bindparam("why"),
-        smtp_code=bindparam("code"),
-        due_at=bindparam("due"),
-        finished_at=bindparam("at"),
-        lease_until=None,
-        attempts=bindparam("tries"),
-        message_id=bindparam("id_of_message"),
-        link_count=bindparam("links"),
-    )
-)
-_HELD = (
-    select(_SEND.c.send_id, _SEND.c.lease_token, leaving_allowed())
-    .where(_SEND.c.send_id.in_(bindparam("ids", expanding=True)), _SEND.c.state.in_(("claimed", "attempting")))
-    .order_by(_SEND.c.send_id)
-    .with_for_update(of=_SEND)
-)
-
-
-def _still_held(session: Session, entries: Sequence[Entry]) -> dict[int, bool]:
-    """Sends whose lease is still ours, their rows locked, and whether nothing holds them back."""
-    tokens = {entry.send.send_id: entry.send.lease_token for entry in entries}
-    rows = session.connection().execute(_HELD, {"ids": list(tokens)})
-    return {send_id: bool(free) for send_id, token, free in rows if token == tokens[send_id]}
-
-
-def _hold_back(session: Session, entries: Sequence[Entry]) -> dict[int, str]:
-    """Plan again what was halted between its claim and its departure; what was cancelled ends so."""
-    if not entries:
-        return {}
-    campaigns = {entry.send.campaign_id for entry in entries}
-    cancelled = set(
-        session.scalars(
-            select(CampaignRow.campaign_id).where(
-                CampaignRow.campaign_id.in_(campaigns), CampaignRow.status == "cancelled"
-            )
-        )
-    )
-    over = [entry for entry in entries if entry.send.campaign_id in cancelled]
-    waiting = [entry for entry in entries if entry.send.campaign_id not in cancelled]
-    for group, values in (
-        (over, {"state": "cancelled", "reason": "campaign cancelled", "finished_at": entries[0].at}),
-        (waiting, {"state": "planned", "reason": "held back by a halt before it left"}),
-    ):
-        if group:
-            session.execute(
-                update(SendRow)
-                .where(SendRow.send_id.in_([entry.send.send_id for entry in group]))
-                .values(**values, lease_until=None)
-            )
-    return {entry.send.send_id: "cancelled" for entry in over} | {entry.send.send_id: "halted" for entry in waiting}
+def _ended(entry: Entry) -> Entry:
+    """A mail that would be planned again, and whose campaign was cancelled meanwhile."""
+    if entry.kind == "begin" or entry.state != "planned":
+        return entry
+    return replace(entry, state="cancelled", reason=f"{CANCELLED}; {entry.reason}", due_at=None)
 
 
 def _scrub(reply: str, recipient: str) -> str:
     """A relay's reply without addresses: those live in the contacts table and nowhere else."""
-    local = recipient.partition("@")[0]
+    local = re.escape(recipient.partition("@")[0])
+    # A short one stands in many words; as a word of its own it is the name, whatever its case.
+    name = local if len(local) >= 4 else rf"(?<![\w.]){local}(?!\w|\.\w)"
     plain = _ADDRESS.sub("<address>", " ".join(reply.split()))
-    return (plain.replace(local, "<address>") if len(local) >= 4 else plain)[:200]
+    return re.sub(name, "<address>", plain, flags=re.IGNORECASE)[:200]

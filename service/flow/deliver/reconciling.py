@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from features.events import append, head, read_of_contacts
@@ -20,6 +20,7 @@ from features.vocabulary import (
 )
 from service.errors import Conflict, NotFound
 from service.flow.deliver.claiming import Claimed
+from service.flow.deliver.ledger_rows import cancelled_among
 from service.flow.deliver.log_entries import Entry, LogEntries
 from service.mailboxes import OTHER
 from service.suppression import identities_of
@@ -45,9 +46,13 @@ def resend_unknown(session: Session, send_id: int, *, now: datetime, by: str = "
     NotFound
         If there is no such send.
     Conflict
-        If it is not ``unknown``.
+        If it is not ``unknown``, or its campaign was cancelled.
     """
     row = _unknown(session, send_id, "sent again")
+    if cancelled_among(session, {row.campaign_id}):
+        raise Conflict(
+            f"send {send_id} belongs to campaign {row.campaign_id}, which is cancelled; close it as accepted or failed"
+        )
     row.state, row.due_at, row.finished_at = "planned", now, None
     row.not_after = max(row.not_after, now + RESENT_WITHIN)
     row.lease_token += 1  # whoever held it and wakes up late writes nothing
@@ -69,7 +74,7 @@ def close_unknown(
         If it is not ``unknown``.
     """
     row = _unknown(session, send_id, "closed")
-    _close(session, [row], as_state, f"closed as {as_state} by {by}", now)
+    _close(session, [row], as_state, f"closed as {as_state} by {by}"[:200], now)
 
 
 def reconcile(session: Session, *, now: datetime) -> dict[str, int]:
@@ -79,8 +84,10 @@ def reconcile(session: Session, *, now: datetime) -> dict[str, int]:
     """
     open_sends = session.scalars(
         select(SendRow)
-        .where(SendRow.state == "unknown", SendRow.reason.is_distinct_from(_STILL_OPEN))
+        .where(SendRow.state == "unknown", func.coalesce(SendRow.reason, "").not_like(f"%{_STILL_OPEN}"))
         .order_by(SendRow.send_id)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
     ).all()
     if not open_sends:
         return {}
@@ -103,12 +110,14 @@ def reconcile(session: Session, *, now: datetime) -> dict[str, int]:
             _close(session, rows, state, f"reconciled: {what}", now)
             closed[state] = len(rows)
     late = [
-        row.send_id
+        row
         for row in open_sends
         if str(row.send_id) not in heard and (row.finished_at or row.due_at) < now - LOOKED_FOR
     ]
+    for row in late:
+        row.reason = _and_then(row.reason, _STILL_OPEN)
     if late:
-        session.execute(update(SendRow).where(SendRow.send_id.in_(late)).values(reason=_STILL_OPEN))
+        session.flush()
         closed["unknown"] = len(late)
     return closed
 
@@ -130,11 +139,16 @@ def _close(session: Session, rows: Sequence[SendRow], state: str, reason: str, n
         if state == "accepted" and row.contact_key in identities:
             tried_at = row.finished_at or now
             entries.append(Entry("finish", _claimed(row, identities[row.contact_key]), None, tried_at, state=state))
-        row.state, row.reason = state, reason[:300]
+        row.state, row.reason = state, _and_then(row.reason, reason)
         row.finished_at = row.finished_at or now
     session.flush()
     if entries:
         append(session, LogEntries().events(session, entries), received_at=to_micros(now))
+
+
+def _and_then(said: str | None, what: str) -> str:
+    """A reason that keeps what the relay said, and ends with what followed."""
+    return f"{said[: 298 - len(what)]}; {what}" if said else what[:300]
 
 
 def _claimed(row: SendRow, identity: str) -> Claimed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.halts import halt, mailbox_scope
 from service.mailboxes import OTHER
-from service.tables import SendRow
+from service.tables import HaltRow, SendRow
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +25,17 @@ _DUE_WITHIN = timedelta(days=4)
 def halt_refusing(session: Session, mailboxes: Iterable[str], *, now: datetime) -> list[str]:
     """Halt those of the mailbox providers that refused too many of the newest mails; returns which.
 
-    ``other`` is many providers: it is halted only if most of what was handed over to it was refused as well.
+    ``other`` is many providers: it is halted only if most of what was handed over to it was refused as well. Whoever
+    lifts a halt knows of the refusals before: only later ones count.
     """
     halted = []
-    for mailbox in sorted(set(mailboxes)):
+    asked = sorted(set(mailboxes))
+    lifted = _lifted_at(session, asked)
+    for mailbox in asked:
         newest = (
             SendRow.mailbox == mailbox,
             SendRow.due_at > now - _DUE_WITHIN,
-            SendRow.finished_at > now - WITHIN,
+            SendRow.finished_at > max(now - WITHIN, lifted.get(mailbox, now - WITHIN)),
         )
         refused = session.scalar(
             select(func.count()).where(SendRow.state == "failed", SendRow.reason.like("5__ 5.7.%"), *newest)
@@ -51,3 +54,11 @@ def halt_refusing(session: Session, mailboxes: Iterable[str], *, now: datetime) 
         log.warning("mail to %s is halted: %s", mailbox, reason, extra={"action": "mailbox_halted"})
         halted.append(mailbox)
     return halted
+
+
+def _lifted_at(session: Session, mailboxes: Sequence[str]) -> dict[str, datetime]:
+    """When the last halt of each mailbox provider was lifted."""
+    scopes = {mailbox_scope(mailbox): mailbox for mailbox in mailboxes}
+    query = select(HaltRow.scope, func.max(HaltRow.lifted_at)).where(HaltRow.scope.in_(scopes))
+    rows = session.execute(query.where(HaltRow.lifted_at.is_not(None)).group_by(HaltRow.scope))
+    return {scopes[scope]: lifted_at for scope, lifted_at in rows if lifted_at is not None}

@@ -16,7 +16,8 @@ from service.flow.schedule.capacity import Capacity
 from service.flow.schedule.intent import Intent, Limits, Placement, Sends
 from service.flow.schedule.objective import Values
 from service.flow.schedule.people import People
-from service.flow.schedule.window import Clocks, Waves, Window, canary_wait, is_quiet
+from service.flow.schedule.window import Clocks, Waves, Window, canary_wait
+from service.quiet_hours import is_quiet
 from training.policies.base import hashed_draws
 
 NO_SLOT_IN_WINDOW = "no allowed hour left in the window"

@@ -134,13 +134,3 @@ def utc_offsets(zone: str, instants: np.ndarray) -> np.ndarray:
     tz = ZoneInfo(zone)
     offsets = [from_micros(t).astimezone(tz).utcoffset() or timedelta() for t in instants.tolist()]
     return np.array([offset // timedelta(microseconds=1) for offset in offsets], dtype=np.int64)
-
-
-def is_quiet(local_hour: np.ndarray, quiet: tuple[int, int] | None) -> np.ndarray:
-    """Whether no marketing mail leaves at these local hours."""
-    if quiet is None:
-        return np.zeros(local_hour.shape, dtype=bool)
-    begin, end = quiet
-    if begin <= end:
-        return np.asarray((local_hour >= begin) & (local_hour < end))
-    return np.asarray((local_hour >= begin) | (local_hour < end))

@@ -16,6 +16,7 @@ from sqlalchemy import insert, update
 from features.vocabulary import EMAIL_BOUNCED, EMAIL_SENT, EMAIL_WITHHELD
 from service.clock import SimulatedClock
 from service.database import Database
+from service.flow.decide import decide
 from service.flow.deliver import Claim, Receipts, claim, deliver, recover
 from service.flow.render import Email, RenderFailure, gather, render
 from service.links import LinkBook
@@ -248,7 +249,7 @@ def test_the_cap_counts_seven_days_back(any_database: Database, settings: Settin
     first = plan(any_database, [key], now=NOW, due_at=NOW - timedelta(minutes=1))
     receipt = plan(any_database, [key], now=NOW, stream="transactional")
     claimed = take(any_database, settings)
-    assert [send.send_id for send in claimed.sends] == [*first, *receipt]
+    assert [send.send_id for send in claimed.sends] == [*receipt, *first]
     assert send_row(any_database, second[0]).reason == "frequency cap: 3 marketing mails in 7 days, at most 3"
 
 
@@ -278,6 +279,8 @@ def test_a_stale_send_expires(any_database: Database, settings: Settings, tmp_pa
     stale = plan(any_database, [keys[0]], now=NOW, **old) + plan(
         any_database, [keys[1]], now=NOW, decided_at=None, **old
     )
+    with any_database.writing() as session:
+        assert decide(session, now=NOW, look_ahead=timedelta(0)).send_ids == (stale[1],)
     claimed, _ = send_all(any_database, settings, outbox(tmp_path))
     assert claimed == Claim((), 2, 0)
     assert states(any_database) == dict.fromkeys(stale, "expired")

@@ -68,7 +68,7 @@ def test_what_is_stopped_between_claim_and_departure_does_not_leave(
     assert Counter(states(any_database).values()) == {ended: 2}
     assert not list(provider.folder.glob("*.eml"))
     with any_database.reading() as session:
-        assert session.scalar(select(DepartureRow.mails)) == 0
+        assert session.scalar(select(DepartureRow.mails)) is None
         assert set(session.scalars(select(SendRow.attempts))) == {0}
         assert all(session.scalars(select(SendRow.reason)))
     assert not take(any_database, settings).sends
@@ -110,12 +110,20 @@ def test_five_refusals_for_policy_halt_the_mailbox_provider(
         [standing] = halts_in_force(session)
         assert (standing.scope, standing.halted_by) == ("mailbox:gmail", "kairos")
         assert "5.7.x" in standing.reason
+    before = states(any_database)
     later = subscribe(any_database, 1, now=NOW, prefix="late")
     with any_database.writing() as session:
         session.execute(update(ContactRow).where(ContactRow.contact_key == later[0]).values(email="x@gmail.com"))
     plan(any_database, later, now=NOW)
     _, receipts = send_all(any_database, settings, provider)
     assert receipts.failed == receipts.accepted == 0
+    with any_database.writing() as session:
+        lift(session, "mailbox:gmail", by="key_1", now=NOW)
+    soon = NOW + timedelta(minutes=1)
+    _, receipts = send_all(any_database, settings, provider, now=soon)
+    assert receipts.failed == 9 - sum(state == "failed" for state in before.values())
+    with any_database.reading() as session:
+        assert not halts_in_force(session)  # whoever lifted it knew of the refusals before
 
 
 def test_a_full_mailbox_is_a_soft_bounce(any_database: Database, settings: Settings, tmp_path) -> None:
@@ -137,6 +145,7 @@ def test_a_mail_deferred_for_three_days_expires(database: Database, settings: Se
     add_template(database, now=NOW)
     [send_id] = plan(database, [key], now=NOW, not_after=NOW + timedelta(days=30))
     provider, now = outbox(tmp_path, on_recipient=lambda _: "451 4.7.1 later"), NOW
+    settings = settings.model_copy(update={"quiet_hours": ""})
     while (row := send_row(database, send_id)).state == "planned":
         now = row.due_at
         send_all(database, settings, provider, now=now)
@@ -246,6 +255,7 @@ def test_after_two_days_an_unknown_send_is_left_to_people(any_database: Database
     with any_database.writing() as session:
         assert reconcile(session, now=NOW + timedelta(hours=49)) == {"unknown": 1}
         assert reconcile(session, now=NOW + timedelta(hours=50)) == {}
+    assert send_row(any_database, send_id).reason.startswith("crash; ")  # what was said first stays
     assert "48 hours" in send_row(any_database, send_id).reason
     with any_database.writing() as session:
         close_unknown(session, send_id, "failed", by="key_1", now=NOW)

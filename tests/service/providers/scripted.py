@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 GREETING, EHLO, MAIL, RCPT, DATA, BODY = "greeting", "EHLO", "MAIL", "RCPT", "DATA", "body"
 YES = {
     GREETING: b"220 here\r\n", EHLO: b"250-here\r\n250 PIPELINING\r\n", MAIL: b"250 2.1.0 ok\r\n",
-    RCPT: b"250 2.1.5 ok\r\n", DATA: b"354 go on\r\n", BODY: b"250 2.0.0 taken\r\n",
+    RCPT: b"250 2.1.5 ok\r\n", DATA: b"354 go on\r\n", BODY: b"250 2.0.0 taken\r\n", "RSET": b"250 ok\r\n",
 }  # fmt: skip
 STALL, HANG_UP = b"stall", b"hang up"
 

@@ -154,11 +154,18 @@ def test_an_address_that_would_break_the_envelope_is_refused(address: str) -> No
     assert asyncio.run(scenario()).outcome == "rejected"
 
 
+KINDS = ("is_bad_address", "is_full_mailbox", "is_policy", "is_sender")
+
+
 @pytest.mark.parametrize(
     ("code", "text", "kinds"),
     [
         (550, "5.1.1 no such user", {"is_bad_address"}),
-        (550, "5.1.8 bad sender", set()),
+        (550, "5.1.8 bad sender", {"is_sender"}),
+        (550, "5.1.7 bad sender address syntax", {"is_sender"}),
+        (550, "5.1.0 <b@shop.example>: Sender address rejected: User unknown", {"is_sender"}),
+        (550, "Sender verify failed", {"is_sender"}),
+        (550, "5.1.0 address rejected", set()),
         (550, "No such user here", {"is_bad_address"}),
         (552, "5.2.2 mailbox full", {"is_full_mailbox"}),
         (552, "too much mail data", {"is_full_mailbox"}),
@@ -171,4 +178,45 @@ def test_an_address_that_would_break_the_envelope_is_refused(address: str) -> No
 def test_a_refusal_is_of_one_kind(code: int, text: str, kinds: set[str]) -> None:
     """Hard, soft, about us, or none of these; only refusals are any."""
     receipt = classify(code, text)
-    assert {name for name in ("is_bad_address", "is_full_mailbox", "is_policy") if getattr(receipt, name)} == kinds
+    assert {name for name in KINDS if getattr(receipt, name)} == kinds
+
+
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [
+        (b"550 5.1.1 no such user", {"is_sender"}),
+        (b"552 quota", {"is_sender"}),
+        (b"550 5.7.1 not allowed", {"is_policy"}),
+    ],
+)
+def test_an_answer_to_mail_never_speaks_of_the_recipient(said: bytes, kinds: set[str]) -> None:
+    """Whatever its words are."""
+
+    async def scenario() -> Receipt:
+        async with (
+            scripted({MAIL: said + b"\r\n"}) as server,
+            SmtpProvider(f"smtp://127.0.0.1:{server.port}", connections=1).connection() as connection,
+        ):
+            return await connection.check("f@shop.example", "a@shop.example")
+
+    receipt = asyncio.run(scenario())
+    assert {name for name in KINDS if getattr(receipt, name)} == kinds
+
+
+@pytest.mark.parametrize("verb", [MAIL, "RSET"])
+def test_a_line_that_the_relay_closes_is_opened_anew(verb: str) -> None:
+    """421 on a line that carried mails before: the next mail goes over a new line, at once."""
+
+    async def scenario() -> tuple[list[str], int]:
+        async with scripted({}) as server:
+            async with SmtpProvider(f"smtp://127.0.0.1:{server.port}", connections=1).connection() as connection:
+                outcomes = [(await connection.check("f@shop.example", "a@shop.example")).outcome]
+                if verb == MAIL:
+                    outcomes.append((await connection.transmit(b"x")).outcome)
+                server.script[verb] = b"421 4.7.0 enough\r\n"
+                outcomes.append((await connection.check("f@shop.example", "b@shop.example")).outcome)
+            return outcomes, server.connections
+
+    outcomes, connections = asyncio.run(scenario())
+    assert set(outcomes) == {"accepted"}
+    assert connections == 2
