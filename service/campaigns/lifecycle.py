@@ -71,6 +71,8 @@ def schedule_prepared(
 ) -> dict[str, int]:
     """Put the sends into the ledger, in one transaction: all or none; returns the contacts by state and reason.
 
+    On SQLite everybody else who writes waits for it: about 34 s for a million contacts on two busy cores.
+
     What happened since they were placed: a change of the draft or of its arms refuses it; contacts who were erased are
     left out; consent, suppression, breaks, the frequency cap and the relay's rates are looked at when a mail is
     claimed, as they are for whatever changes between the plan and the mail's hour.
