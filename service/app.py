@@ -20,6 +20,7 @@ from service.api import (
     experiments,
     health,
     hygiene,
+    idempotency,
     messages,
     models,
     outcomes,
@@ -89,6 +90,7 @@ def create_app(
     )
     app.state.installation = here
     problems.install(app)
+    idempotency.install(app)
     for noun in (
         events, preferences, contacts, predictions, decisions, experiments, evaluations, templates, campaigns, sends,
         messages, models, outcomes, reports, stop, tracking, bounces, hygiene, health,

@@ -12,7 +12,8 @@ prediction,            deleted
 preference,
 served_vector, hit,
 hygiene_finding
-quarantine, link       deleted where a name or the address stands in them (a link only if it is no page of everybody's)
+quarantine,            deleted where a name or the address stands in them (a link only if it is no page of everybody's)
+idempotency, link
 campaign               their names leave the audience
 send                   cancelled if it was open; keeps key, template, state and times; zone, message id,
                        variables and the provider's words go
@@ -78,6 +79,7 @@ from service.tables import (
     EventRow,
     HitRow,
     HygieneFindingRow,
+    IdempotencyRow,
     IdentityRow,
     LinkRow,
     PredictionRow,
@@ -169,6 +171,7 @@ def erase_contacts(database: Database, settings: Settings, user_ids: Sequence[st
         )
         _leave_audiences(session, names)
         _forget_quarantined(session, names)
+        _forget_answers(session, names)
         _forget_links(session, keys, names)
         taken = take_away(session, keys, now=now)
         session.execute(
@@ -322,6 +325,17 @@ def _forget_quarantined(session: Session, names: _Names) -> None:
     ]
     for chunk in _chunks(found):
         session.execute(delete(QuarantineRow).where(QuarantineRow.quarantine_id.in_(chunk)))
+
+
+def _forget_answers(session: Session, names: _Names) -> None:
+    """Kept answers that name them lose their text; who asks again hears that the first request has no answer."""
+    found = [
+        digest
+        for digest, body in _mentioning(session, IdempotencyRow.key_sha256, IdempotencyRow.body, names, _in_json)
+        if body and any(names.are_in(text) for text in _texts(json.loads(body)))
+    ]
+    for chunk in _chunks(found):
+        session.execute(update(IdempotencyRow).where(IdempotencyRow.key_sha256.in_(chunk)).values(body=None))
 
 
 def _in_json(name: str) -> list[str]:

@@ -32,6 +32,7 @@ from features.store import StoreError
 from features.tables import to_micros
 from features.views import DEFAULT_VIEWS, VIEW_SETS, ViewSet
 from service.database import Database
+from service.idempotency import forget_answers
 from service.served_vectors import prune_served, read_served
 from service.settings import Settings
 from service.tables import CursorRow, FeatureCheckRow, ServingModelRow
@@ -227,6 +228,7 @@ def daily_round(database: Database, lake: Lake, settings: Settings, *, now: date
         log.warning("feature store: %s", problem, extra={"action": "feature_check_problem"})
     tomorrow = datetime.combine(today.date() + timedelta(days=1), time(), zone)
     with database.writing() as session:
+        forget_answers(session, now=now)
         session.execute(update(CursorRow).where(CursorRow.name == ROUND).values(position=to_micros(tomorrow)))
     return report
 

@@ -314,8 +314,8 @@ class CampaignRow(Base):
     created_at: Mapped[datetime]
     #: Key that made it; another one has to approve a large one.
     created_by: Mapped[str | None] = mapped_column(String(60))
-    #: Key that last changed the draft.
-    edited_by: Mapped[str | None] = mapped_column(String(60))
+    #: Keys that changed the draft, in the order of their first change: none of them may approve it.
+    editors: Mapped[list[Any]] = mapped_column(default=list)
     approved_at: Mapped[datetime | None]
     approved_by: Mapped[str | None] = mapped_column(String(60))
     #: SHA-256 of what was approved: the approval holds for nothing else.
@@ -407,6 +407,23 @@ class SendRow(Base):
             postgresql_where=text("state = 'planned' AND decided_at IS NOT NULL"),
         ),
     )  # fmt: skip
+
+
+class IdempotencyRow(Base):
+    """A request under an Idempotency-Key and what it was answered, for a day: see `service.idempotency`."""
+
+    __tablename__ = "idempotency"
+
+    key_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: Id of the API key that asked.
+    principal: Mapped[str] = mapped_column(String(60), primary_key=True)
+    #: SHA-256 of method, path, query and body.
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    #: None, as the body, while it is under way.
+    status: Mapped[int | None]
+    #: JSON; it may name contacts, never an address.
+    body: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class HaltRow(Base):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
+from service.api.idempotency import Asked, once
 from service.api.installation import Installation, allow, aware, installation
 from service.api.paging import Cursor, Limit, before, page, position
 from service.api.sends import State, list_of_sends
@@ -27,8 +28,9 @@ from service.campaigns import (
     find_campaign,
     pause_campaign,
     plan_campaign,
+    prepare_campaign,
     resume_campaign,
-    schedule_campaign,
+    schedule_prepared,
 )
 from service.keys import Key
 from service.link_check import check_links
@@ -130,15 +132,17 @@ class CorrectionBody(BaseModel):
 
 @router.post("", status_code=201)
 def create(
-    body: CampaignBody, key: Key = Depends(allow("write")), here: Installation = Depends(installation)
+    body: CampaignBody, asked: Asked = Depends(once("write")), here: Installation = Depends(installation)
 ) -> dict[str, Any]:
     """A draft; nothing is sent before it is scheduled."""
     given = _aware(body.model_dump())
     if body.canary_share is None:
         given["canary_share"] = here.settings.canary_share
+    now = here.clock.now()
     with here.database.writing() as session:
-        campaign_id = create_campaign(session, NewCampaign(**given), now=here.clock.now(), by=key.key_id)
-        return campaign_details(find_campaign(session, campaign_id))
+        asked.begin(session, now=now)
+        campaign_id = create_campaign(session, NewCampaign(**given), now=now, by=asked.key.key_id)
+        return asked.keep(session, campaign_details(find_campaign(session, campaign_id)))
 
 
 @router.get("", dependencies=[Depends(allow("read"))])
@@ -222,10 +226,11 @@ def schedule(
     campaign_id: str, key: Key = Depends(allow("send")), here: Installation = Depends(installation)
 ) -> dict[str, Any]:
     """Turn the draft into sends, each at its contact's hour. A large one has to be approved before."""
+    now = here.clock.now()
+    with here.database.reading() as session:
+        prepared = prepare_campaign(session, campaign_id, here.serving, here.settings, now=now)
     with here.database.writing() as session:
-        counts = schedule_campaign(
-            session, campaign_id, here.serving, here.settings, now=here.clock.now(), by=key.key_id
-        )
+        counts = schedule_prepared(session, prepared, here.settings, now=now, by=key.key_id)
         return campaign_details(find_campaign(session, campaign_id)) | {"counts": counts}
 
 
@@ -275,7 +280,7 @@ def cancel(
 def correct(
     campaign_id: str,
     body: CorrectionBody,
-    key: Key = Depends(allow("write")),
+    asked: Asked = Depends(once("write")),
     here: Installation = Depends(installation),
 ) -> dict[str, Any]:
     """A draft to exactly those who got the campaign's mail, or may have. It is planned and scheduled like any other."""
@@ -284,9 +289,11 @@ def correct(
     narrowing = ("states", "template_version", "arm", "from", "until")
     whom = {str(name): given[name] for name in narrowing if name in given}
     correction = Correction(body.template_id, whom, body.name, body.window_start, body.window_end, body.timing)
+    now = here.clock.now()
     with here.database.writing() as session:
-        made = correct_campaign(session, campaign_id, correction, now=here.clock.now(), by=key.key_id)
-        return campaign_details(find_campaign(session, made))
+        asked.begin(session, now=now)
+        made = correct_campaign(session, campaign_id, correction, now=now, by=asked.key.key_id)
+        return asked.keep(session, campaign_details(find_campaign(session, made)))
 
 
 @router.get("/{campaign_id}/sends", dependencies=[Depends(allow("read"))])

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
+from service.api.idempotency import Asked, once
 from service.api.installation import Installation, allow, installation
 from service.api.paging import Cursor, Limit, before, page, position
 from service.errors import Invalid
@@ -114,16 +115,21 @@ class ArmChangeBody(BaseModel):
     content: str | None = Field(None, max_length=100_000)
 
 
-@router.post("", status_code=201, dependencies=[Depends(allow("write"))])
-def create_experiment(body: ExperimentBody, here: Installation = Depends(installation)) -> dict[str, Any]:
+@router.post("", status_code=201)
+def create_experiment(
+    body: ExperimentBody, asked: Asked = Depends(once("write")), here: Installation = Depends(installation)
+) -> dict[str, Any]:
     """Open an experiment; it runs at once, with equal probabilities until answers come in."""
     arms = [arm.arm() for arm in body.arms]
     new = NewExperiment(**(body.model_dump(exclude={"arms"}) | {"arms": arms}))
+    now = here.clock.now()
     with here.database.writing() as session:
-        experiment_id = open_experiment(session, new, now=here.clock.now())
+        asked.begin(session, now=now)
+        experiment_id = open_experiment(session, new, now=now)
         experiment = find_experiment(session, experiment_id)
         keep_base(session, experiment)
-        return shown_experiment(session, experiment_id) | {"planning": planning(session, experiment)}
+        shown = shown_experiment(session, experiment_id) | {"planning": planning(session, experiment)}
+        return asked.keep(session, shown)
 
 
 @router.get("", dependencies=[Depends(allow("read"))])
@@ -214,12 +220,14 @@ def create_arm(
     experiment_id: str,
     body: ArmBody,
     here: Installation = Depends(installation),
-    key: Key = Depends(allow("write")),
+    asked: Asked = Depends(once("write")),
 ) -> dict[str, Any]:
     """A new arm, in the draw at once."""
+    now = here.clock.now()
     with here.database.writing() as session:
-        add_arm(session, experiment_id, body.arm(), who=_who(key), now=here.clock.now())
-        return shown_experiment(session, experiment_id)
+        asked.begin(session, now=now)
+        add_arm(session, experiment_id, body.arm(), who=_who(asked.key), now=now)
+        return asked.keep(session, shown_experiment(session, experiment_id))
 
 
 @router.patch("/{experiment_id}/arms/{arm_id}")

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
+from service.api.idempotency import Asked, once
 from service.api.installation import Installation, allow, installation
 from service.api.paging import Cursor, Limit, before, page, position
 from service.hygiene import apply_look, find_look, revert_look, rules_of, shown_look
 from service.job_queue import enqueue
-from service.keys import Key
 from service.tables import HygieneRow
 
 router = APIRouter(prefix="/v1/hygiene", tags=["hygiene"])
@@ -41,13 +41,14 @@ class ApplyBody(BaseModel):
 
 @router.post("", status_code=202)
 def begin_look(
-    asked: LookBody, key: Key = Depends(allow("write")), here: Installation = Depends(installation)
+    wanted: LookBody, asked: Asked = Depends(once("write")), here: Installation = Depends(installation)
 ) -> dict[str, Any]:
     """Let a worker look through the list; `GET /v1/jobs/{id}` says when it is done, and the look's id."""
-    rules = rules_of(**asked.model_dump())
+    rules, now = rules_of(**wanted.model_dump()), here.clock.now()
     with here.database.writing() as session:
-        job_id = enqueue(session, "hygiene", {"rules": rules.as_json(), "by": key.key_id}, now=here.clock.now())
-    return {"job_id": job_id, "state": "queued"}
+        asked.begin(session, now=now)
+        job_id = enqueue(session, "hygiene", {"rules": rules.as_json(), "by": asked.key.key_id}, now=now)
+        return asked.keep(session, {"job_id": job_id, "state": "queued"}, 202)
 
 
 @router.get("", dependencies=[Depends(allow("read"))])

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from features.lake import Lake
 from features.store import StoreError
+from service.api.idempotency import REPLAYED, Asked, Replayed, once
 from service.api.installation import Installation, allow, as_problem, installation
 from service.errors import BadRequest, Unavailable
 from service.outcomes import Declared, declare, find_outcome, list_outcomes, shown_outcomes
@@ -41,21 +42,32 @@ async def _text(request: Request) -> str:
         raise BadRequest(f"the body is not UTF-8 ({error.reason} at byte {error.start}); send YAML or JSON") from None
 
 
-@router.post("", status_code=201, dependencies=[Depends(allow("write"))], openapi_extra=_BODY)
+@router.post("", status_code=201, openapi_extra=_BODY)
 def declare_outcome(
     response: Response,
     text: str = Depends(_text),
     replace: bool = Query(False, description="Put it in the place of another declaration of that name."),
     with_counts: bool = _COUNTS,
+    asked: Asked = Depends(once("write")),
     here: Installation = Depends(installation),
 ) -> dict[str, Any]:
-    """Declare an outcome in JSON or YAML; 200 if it was declared before. `kairos train NAME` makes a model of it."""
+    """Declare an outcome in JSON or YAML; 200 if it was declared before. `kairos train NAME` makes a model of it.
+
+    Under the same Idempotency-Key it is declared once; the live counts are those of this moment.
+    """
     with as_problem():
         declaration = read(text)
-    with here.database.writing() as session:
-        created = declare(session, declaration, now=here.clock.now(), replace=replace)
-    if not created:
-        response.status_code = 200
+    now = here.clock.now()
+    try:
+        with here.database.writing() as session:
+            asked.begin(session, now=now)
+            created = declare(session, declaration, now=now, replace=replace)
+            # The counts read the lake, which must not be done in here: they are made anew each time.
+            asked.keep(session, {}, 201 if created else 200)
+    except Replayed as known:
+        response.status_code, response.headers[REPLAYED] = known.answer.status, "true"
+    else:
+        response.status_code = 201 if created else 200
     return read_outcome(declaration.name, with_counts, here)
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import secrets
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
+from service.api.idempotency import REPLAYED, Asked, Replayed, once
 from service.api.installation import Installation, allow, find_contact, installation
 from service.api.paging import Cursor, Limit, page, position
 from service.errors import Conflict, Invalid
 from service.flow.render import (
+    LONGEST_SUBJECT,
     Email,
     RenderFailure,
     RenderInput,
@@ -25,10 +29,11 @@ from service.flow.render import (
     slots_of,
     traits_of,
 )
-from service.halts import halts_in_force
-from service.keys import Key
+from service.halts import EVERYTHING, halts_in_force, mailbox_scope, stream_scope
+from service.logs import redact
+from service.mailboxes import mailbox_of
 from service.providers.base import Provider, provider_from_url
-from service.suppression import address_hmac
+from service.suppression import address_hmac, sandbox_refuses
 from service.tables import ContactRow, SuppressionRow, TemplateRow
 from service.templates import NewTemplate, add_template, find_template, restore_template
 
@@ -37,6 +42,7 @@ router = APIRouter(prefix="/v1/templates", tags=["templates"])
 
 #: Addresses that one test goes to.
 MOST_TESTED = 5
+MARK = "[Test] "
 Traits = Annotated[dict[str, JsonValue], Field(description="instead of a contact's; at most 100")]
 
 
@@ -84,13 +90,17 @@ class TestBody(PreviewBody):
     to: list[Annotated[str, Field(min_length=3, max_length=254)]] = Field(min_length=1, max_length=MOST_TESTED)
 
 
-@router.post("", status_code=201, dependencies=[Depends(allow("write"))])
-def create(body: TemplateBody, here: Installation = Depends(installation)) -> dict[str, Any]:
+@router.post("", status_code=201)
+def create(
+    body: TemplateBody, asked: Asked = Depends(once("write")), here: Installation = Depends(installation)
+) -> dict[str, Any]:
     """A new template, or a new version of one; what was sent before can still be shown as it was."""
     new = NewTemplate(body.id, body.subject, body.source, body.source_format, body.name)
+    now = here.clock.now()
     with here.database.writing() as session:
-        version = add_template(session, new, now=here.clock.now())
-        return _shown(find_template(session, body.id, version))
+        asked.begin(session, now=now)
+        version = add_template(session, new, now=now)
+        return asked.keep(session, _shown(find_template(session, body.id, version)))
 
 
 @router.get("", dependencies=[Depends(allow("read"))])
@@ -132,12 +142,19 @@ def read(template_id: str, version: int | None = None, here: Installation = Depe
     }
 
 
-@router.post("/{template_id}/restore", status_code=201, dependencies=[Depends(allow("write"))])
-def restore(template_id: str, body: RestoreBody, here: Installation = Depends(installation)) -> dict[str, Any]:
+@router.post("/{template_id}/restore", status_code=201)
+def restore(
+    template_id: str,
+    body: RestoreBody,
+    asked: Asked = Depends(once("write")),
+    here: Installation = Depends(installation),
+) -> dict[str, Any]:
     """A new version that is equal to an old one. Campaigns stay at the version they were made with."""
+    now = here.clock.now()
     with here.database.writing() as session:
-        version = restore_template(session, template_id, body.version, now=here.clock.now())
-        return _shown(find_template(session, template_id, version))
+        asked.begin(session, now=now)
+        version = restore_template(session, template_id, body.version, now=now)
+        return asked.keep(session, _shown(find_template(session, template_id, version)))
 
 
 @router.post("/{template_id}/preview", dependencies=[Depends(allow("read"))])
@@ -164,25 +181,33 @@ def preview(template_id: str, body: PreviewBody, here: Installation = Depends(in
 async def send_test(
     template_id: str,
     body: TestBody,
-    key: Key = Depends(allow("send")),
+    response: Response,
+    asked: Asked = Depends(once("send")),
     here: Installation = Depends(installation),
 ) -> dict[str, Any]:
     """Send the preview to up to five addresses of one's own, its subject marked; where a sandbox is set, to those only.
 
     It leaves like any mail, but is neither tracked nor a row of the ledger: it is no intent to mail a contact, counts
     against nobody's cap and answers for no decision. The log keeps that it was sent, by which key, and no address.
+    Under an Idempotency-Key it leaves at most once: one that was cut off is not sent again.
     """
     given = await run_in_threadpool(_given, here, template_id, body)
-    subject = given.arms.get("subject", given.template.subject)
-    marked = dataclasses.replace(given, arms=dict(given.arms) | {"subject": f"[Test] {subject}"})
-    await run_in_threadpool(_check_may_leave, here, body)
+    marked = await run_in_threadpool(_marked, here, given)
+    addresses = list(dict.fromkeys(body.to))
     mails = []
-    for address in dict.fromkeys(body.to):
+    for address in addresses:
         own = dataclasses.replace(marked, email=address, nonce=secrets.token_hex(8))
         mails.append(await run_in_threadpool(_made, here, own))
     provider = provider_from_url(
         here.settings.smtp_url, home=here.settings.home, connections=here.settings.smtp_connections
     )
+    try:
+        await run_in_threadpool(_begin_test, here, asked, body)
+    except Replayed as known:  # what is kept holds no address: they are those of this request
+        response.headers[REPLAYED] = "true"
+        told: dict[str, Any] = json.loads(known.answer.body)
+        results = [{"to": address} | one for address, one in zip(addresses, told["results"], strict=True)]
+        return told | {"results": results}
     results = [await _sent(provider, mail) for mail in mails]
     accepted = sum(result["outcome"] == "accepted" for result in results)
     log.info(
@@ -191,12 +216,42 @@ async def send_test(
             "action": "template_tested",
             "template_id": template_id,
             "version": given.template.version,
-            "key_id": key.key_id,
+            "key_id": asked.key.key_id,
             "mails": len(results),
             "accepted": accepted,
         },
     )
-    return {"version": given.template.version, "subject": mails[0].subject, "accepted": accepted, "results": results}
+    answer = {"version": given.template.version, "subject": mails[0].subject, "accepted": accepted, "results": results}
+    await run_in_threadpool(_keep_test, here, asked, answer)
+    return answer
+
+
+def _begin_test(here: Installation, asked: Asked, body: TestBody) -> None:
+    """Committed before the first mail leaves: no second request sends it again, whatever becomes of this one."""
+    with here.database.writing() as session:
+        asked.begin(session, now=here.clock.now())
+        _check_may_leave(session, here, body)
+
+
+def _keep_test(here: Installation, asked: Asked, answer: dict[str, Any]) -> None:
+    kept = [{**one, "says": redact(one["says"])} for one in answer["results"]]
+    for one in kept:
+        del one["to"]
+    with here.database.writing() as session:
+        asked.keep(session, answer | {"results": kept}, 200)
+
+
+def _marked(here: Installation, given: RenderInput) -> RenderInput:
+    """The same with "[Test]" before its subject; of a long one the end is left out instead of the mail."""
+    subject = _made(here, given).subject
+    if len(subject) > LONGEST_SUBJECT - len(MARK):
+        subject = f"{subject[: LONGEST_SUBJECT - len(MARK) - 1]}…"
+    # As a value, not as a template: what the subject was filled with is not looked at again.
+    return dataclasses.replace(
+        given,
+        arms=dict(given.arms) | {"subject": MARK + "{{ tested_subject }}"},
+        variables=dict(given.variables) | {"tested_subject": subject},
+    )
 
 
 def _given(here: Installation, template_id: str, body: PreviewBody) -> RenderInput:
@@ -224,19 +279,15 @@ def _made(here: Installation, given: RenderInput) -> Email:
     return made
 
 
-def _check_may_leave(here: Installation, body: TestBody) -> None:
-    with here.database.reading() as session:
-        wanted = [address_hmac(here.settings.pepper, address) for address in body.to]
-        barred = set(
-            session.scalars(select(SuppressionRow.address_hmac).where(SuppressionRow.address_hmac.in_(wanted)))
-        )
-        halted = [one.scope for one in halts_in_force(session) if one.scope in ("everything", f"stream:{body.stream}")]
+def _check_may_leave(session: Session, here: Installation, body: TestBody) -> None:
+    wanted = [address_hmac(here.settings.pepper, address) for address in body.to]
+    barred = set(session.scalars(select(SuppressionRow.address_hmac).where(SuppressionRow.address_hmac.in_(wanted))))
+    scopes = {EVERYTHING, stream_scope(body.stream), *(mailbox_scope(mailbox_of(address)) for address in body.to)}
+    halted = [one.scope for one in halts_in_force(session) if one.scope in scopes]
     if halted:
         raise Conflict(f"sending is halted ({', '.join(halted)}); POST /v1/resume lifts it")
-    allowed = [one.strip().lower() for one in here.settings.sandbox.split(",") if one.strip()]
     for place, address in enumerate(body.to):
-        domain = f"@{address.rpartition('@')[2]}".lower()
-        if allowed and address.lower() not in allowed and domain not in allowed:
+        if sandbox_refuses(address, here.settings.sandbox):
             raise Invalid(f"to.{place} lies outside the sandbox; KAIROS_SANDBOX lists what mail may leave to")
         if address_hmac(here.settings.pepper, address) in barred:
             raise Invalid(f"to.{place} is on the suppression list; a test goes to nobody who bounced or asked to stop")

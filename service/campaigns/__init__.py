@@ -8,9 +8,11 @@ from service.campaigns.lifecycle import (
     Resumed,
     cancel_campaign,
     pause_campaign,
+    prepare_campaign,
     resume_campaign,
     resume_sending,
     schedule_campaign,
+    schedule_prepared,
     stop_sending,
 )
 from service.campaigns.planning import CampaignPlan, limits_of, plan_campaign
@@ -39,8 +41,10 @@ __all__ = [
     "limits_of",
     "pause_campaign",
     "plan_campaign",
+    "prepare_campaign",
     "resume_campaign",
     "resume_sending",
     "schedule_campaign",
+    "schedule_prepared",
     "stop_sending",
 ]

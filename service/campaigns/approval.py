@@ -29,11 +29,11 @@ def approve_campaign(session: Session, campaign_id: str, *, by: str, now: dateti
     campaign = find_campaign(session, campaign_id, for_update=True)
     if campaign.status != "draft":
         raise Conflict(f"campaign {campaign_id} is {campaign.status}; only a draft can be approved")
-    if by in (campaign.created_by, campaign.edited_by):
+    if by == campaign.created_by or by in campaign.editors:
         did = "made" if by == campaign.created_by else "changed"
         raise Forbidden(f"key {by} {did} campaign {campaign_id}; another key with the scope send has to approve it")
     campaign.approved_at, campaign.approved_by = now, by
-    campaign.approved_digest = _digest(session, campaign)
+    campaign.approved_digest = digest_of(session, campaign)
     session.flush()
     return campaign
 
@@ -48,7 +48,7 @@ def check_approval(session: Session, campaign: CampaignRow, recipients: int, app
     """
     if not approval_above or recipients <= approval_above:
         return
-    if campaign.approved_digest == _digest(session, campaign):
+    if campaign.approved_digest == digest_of(session, campaign):
         return
     stands = "it is not approved" if campaign.approved_at is None else "it was changed after it was approved"
     raise Conflict(
@@ -60,7 +60,7 @@ def check_approval(session: Session, campaign: CampaignRow, recipients: int, app
     )
 
 
-def _digest(session: Session, campaign: CampaignRow) -> str:
+def digest_of(session: Session, campaign: CampaignRow) -> str:
     """SHA-256 of what the mails depend on."""
     arms = session.execute(
         select(ArmRow.experiment_id, ArmRow.arm_id, ArmRow.content)

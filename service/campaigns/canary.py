@@ -30,6 +30,7 @@ WATCHED_SHARE = 0.9
 
 _OUT = ("accepted", "failed", "unknown")
 _OPEN = ("planned", "claimed", "attempting")
+_WATCHED_ONES = and_(CampaignRow.canary_state == "waiting", CampaignRow.status.in_(("scheduled", "paused")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,12 @@ def judge_canaries(session: Session, settings: Settings, *, now: datetime) -> li
     """Judge the canaries that are watched: hold the campaigns of bad ones, let the others' mails go.
 
     Harm is looked for at each call; a canary passes once each of its mails has been tried and nine in ten have been
-    out for 60 minutes. A held campaign is paused with the reason. Mails whose last useful moment comes while the canary
+    out for 60 minutes. One of which no mail left shows nothing: it holds its campaign while others wait for it. A held
+    campaign is paused with the reason. Mails whose last useful moment comes while the canary
     is still watched end as ``expired``; they are never sent late. Two queries a watched campaign.
     """
     watched = session.scalars(
-        select(CampaignRow)
-        .where(CampaignRow.canary_state == "waiting", CampaignRow.status.in_(("scheduled", "paused")))
-        .order_by(CampaignRow.campaign_id)
-        .with_for_update()
+        select(CampaignRow).where(_WATCHED_ONES).order_by(CampaignRow.campaign_id).with_for_update()
     ).all()
     judged = []
     for campaign in watched:
@@ -149,10 +148,7 @@ def judge_canaries(session: Session, settings: Settings, *, now: datetime) -> li
 
 def is_canary_watched(session: Session) -> bool:
     """Whether there is a canary to judge."""
-    return (
-        session.scalar(select(CampaignRow.campaign_id).where(CampaignRow.canary_state == "waiting").limit(1))
-        is not None
-    )
+    return session.scalar(select(CampaignRow.campaign_id).where(_WATCHED_ONES).limit(1)) is not None
 
 
 def _judge(session: Session, campaign: CampaignRow, now: datetime) -> Judgement | None:
@@ -169,13 +165,33 @@ def _judge(session: Session, campaign: CampaignRow, now: datetime) -> Judgement 
     says = find_harm(harm)
     if says is not None:
         return Judgement(campaign.campaign_id, "held", says)
-    if mails and (untried or watched < WATCHED_SHARE * mails):
+    if not mails:
+        return _judge_nothing(session, campaign)
+    if untried or watched < WATCHED_SHARE * mails:
         return None
     says = (
         f"canary passed: of {harm.mails:,} mails {harm.refused:,} were refused, {harm.complaints:,} complained of and "
         f"{harm.unsubscribes:,} answered by leaving"
     )
-    return Judgement(campaign.campaign_id, "passed", says if mails else "canary passed: none of its mails left")
+    return Judgement(campaign.campaign_id, "passed", says)
+
+
+def _judge_nothing(session: Session, campaign: CampaignRow) -> Judgement:
+    """Of a canary of which no mail left: whether its campaign does harm is open, as long as others wait for it."""
+    waiting = select(SendRow.send_id).where(
+        SendRow.campaign_id == campaign.campaign_id, SendRow.is_canary.is_(False), SendRow.state == "planned"
+    )
+    if session.scalar(waiting.limit(1)) is None:
+        return Judgement(campaign.campaign_id, "passed", "canary passed: none of its mails left, and none waits for it")
+    ends = session.execute(
+        select(SendRow.state, SendRow.reason, func.count().label("mails"))
+        .where(_canary_of(campaign.campaign_id))
+        .group_by(SendRow.state, SendRow.reason)
+        .order_by(func.count().desc(), SendRow.state, SendRow.reason)
+    ).all()
+    most = f", {ends[0].mails:,} of them {ends[0].state} ({ends[0].reason or 'no reason is kept'})" if ends else ""
+    says = f"canary: none of its {sum(end.mails for end in ends):,} mails left, so nothing was watched{most}"
+    return Judgement(campaign.campaign_id, "held", says)
 
 
 def _harm(session: Session, campaign: CampaignRow, mails: int, failed: int) -> Harm:

@@ -76,6 +76,7 @@ def create_campaign(session: Session, new: NewCampaign, *, now: datetime, by: st
         corrects=new.corrects,
         created_at=now,
         created_by=by,
+        editors=[],
         **_checked(session, new),
     )
     session.add(campaign)
@@ -115,7 +116,8 @@ def edit_campaign(
         now_is = replace(now_is, template_version=None)
     for name, value in _checked(session, replace(now_is, **changes)).items():
         setattr(campaign, name, value)
-    campaign.edited_by = by
+    if by is not None and by not in campaign.editors:
+        campaign.editors = [*campaign.editors, by]
     campaign.approved_at = campaign.approved_by = campaign.approved_digest = None
     session.flush()
     return campaign

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
+import numpy as np
 from sqlalchemy import ColumnElement, func, select, true, update
 from sqlalchemy.orm import Session
 
-from service.campaigns.approval import check_approval
+from service.campaigns.approval import check_approval, digest_of
 from service.campaigns.drafts import find_campaign
 from service.campaigns.overdue import Overdue, settle_overdue
 from service.campaigns.planning import planned_sends
 from service.errors import Conflict, Invalid
-from service.flow.schedule import write_sends
+from service.flow.schedule import Sends, write_sends
 from service.halts import EVERYTHING, halt, halts_in_force, lift, mailbox_scope, stream_scope, take_back
 from service.mailboxes import DOMAINS, OTHER
 from service.sender_checks import check_bulk
 from service.settings import Settings
-from service.tables import CampaignRow, SendRow
+from service.tables import CampaignRow, ErasureRow, ExperimentRow, SendRow
 from training.serving import Serving
 
 
@@ -34,23 +36,62 @@ class Resumed:
     postponed: int
 
 
-def schedule_campaign(
-    session: Session, campaign_id: str, serving: Serving, settings: Settings, *, now: datetime, by: str | None = None
-) -> dict[str, int]:
-    """Put every send of the campaign into the ledger; returns the contacts by state and reason.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A draft placed for scheduling, and what it was when it was."""
+
+    campaign_id: str
+    sends: Sends
+    recipients: int
+    digest: str
+
+
+def prepare_campaign(
+    session: Session, campaign_id: str, serving: Serving, settings: Settings, *, now: datetime
+) -> Prepared:
+    """Place the draft's audience and ask the name server after the sender's set-up; nothing is written.
+
+    The long part of scheduling, a minute for a million contacts: call it in ``Database.reading()``, so that nobody who
+    writes waits for it, and hand what it returns to `schedule_prepared`.
 
     Raises
     ------
     Conflict
-        If the campaign is not a draft, goes to more than `Settings.approval_above` contacts without approval, or is
-        bulk mail and the sender's set-up is not green.
+        If the campaign is not a draft, or is bulk mail and the sender's set-up is not green.
     """
-    campaign = find_campaign(session, campaign_id, for_update=True)
-    if campaign.status != "draft":
-        raise Conflict(f"campaign {campaign_id} is {campaign.status}; only a draft can be scheduled")
+    campaign = _draft(session, campaign_id)
     sends, _, _ = planned_sends(session, campaign, serving, settings, now)
-    check_approval(session, campaign, int((sends.state == "planned").sum()), settings.approval_above)
-    check_bulk(settings, recipients=int((sends.state == "planned").sum()))
+    recipients = int((sends.state == "planned").sum())
+    check_bulk(settings, recipients=recipients)
+    return Prepared(campaign_id, sends, recipients, digest_of(session, campaign))
+
+
+def schedule_prepared(
+    session: Session, prepared: Prepared, settings: Settings, *, now: datetime, by: str | None = None
+) -> dict[str, int]:
+    """Put the sends into the ledger, in one transaction: all or none; returns the contacts by state and reason.
+
+    On SQLite everybody else who writes waits for it: about 34 s for a million contacts on two busy cores.
+
+    What happened since they were placed: a change of the draft or of its arms refuses it; contacts who were erased are
+    left out; consent, suppression, breaks, the frequency cap and the relay's rates are looked at when a mail is
+    claimed, as they are for whatever changes between the plan and the mail's hour.
+
+    Raises
+    ------
+    Conflict
+        If the campaign is no draft any more or was changed, or goes to more than `Settings.approval_above` contacts
+        without approval.
+    """
+    campaign_id = prepared.campaign_id
+    campaign = _draft(session, campaign_id, for_update=True)
+    # Whoever adds or rewrites an arm holds its experiment: it is in the digest, or sees the campaign scheduled.
+    asked = select(ExperimentRow.experiment_id).where(ExperimentRow.experiment_id.in_(campaign.experiments))
+    session.execute(asked.order_by(ExperimentRow.experiment_id).with_for_update())
+    if digest_of(session, campaign) != prepared.digest:
+        raise Conflict(f"campaign {campaign_id} was changed while its sends were placed; look at it and schedule again")
+    check_approval(session, campaign, prepared.recipients, settings.approval_above)
+    sends = _without_erased(session, prepared.sends)
     write_sends(session, sends, now=now)
     _turn(campaign, "scheduled", None, by, now)
     campaign.scheduled_at = now
@@ -60,6 +101,37 @@ def schedule_campaign(
     campaign.canary_state = "none" if session.scalar(canary.limit(1)) is None else "waiting"
     session.flush()
     return sends.counts()
+
+
+def schedule_campaign(
+    session: Session, campaign_id: str, serving: Serving, settings: Settings, *, now: datetime, by: str | None = None
+) -> dict[str, int]:
+    """`prepare_campaign` and `schedule_prepared` in one transaction, where nobody else waits to write.
+
+    Raises
+    ------
+    Conflict
+        As these two.
+    """
+    prepared = prepare_campaign(session, campaign_id, serving, settings, now=now)
+    return schedule_prepared(session, prepared, settings, now=now, by=by)
+
+
+def _without_erased(session: Session, sends: Sends) -> Sends:
+    erased = np.array(session.scalars(select(ErasureRow.contact_key)).all(), dtype=np.int64)
+    stays = ~np.isin(sends.contact_key, erased)
+    if stays.all():
+        return sends
+    columns: dict[str, Any] = {name: getattr(sends, name) for name in sends.__dataclass_fields__}
+    left: dict[str, Any] = {name: of[stays] for name, of in columns.items() if isinstance(of, np.ndarray)}
+    return replace(sends, **left)
+
+
+def _draft(session: Session, campaign_id: str, *, for_update: bool = False) -> CampaignRow:
+    campaign = find_campaign(session, campaign_id, for_update=for_update)
+    if campaign.status != "draft":
+        raise Conflict(f"campaign {campaign_id} is {campaign.status}; only a draft can be scheduled")
+    return campaign
 
 
 def pause_campaign(session: Session, campaign_id: str, *, reason: str, by: str | None, now: datetime) -> int:
@@ -128,6 +200,8 @@ def cancel_campaign(
     campaign = find_campaign(session, campaign_id, for_update=True)
     if campaign.status != "cancelled":
         _turn(campaign, "cancelled", reason, by, now)
+        if campaign.canary_state == "waiting":  # there is nothing left to let go
+            campaign.canary_state = "none"
     session.flush()
     cancelled = _cancel_planned(session, campaign_id, reason, now)
     if take_back(session):

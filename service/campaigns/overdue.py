@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,7 +18,7 @@ from service.tables import SendRow
 class Overdue:
     """What became of planned mails whose moment passed while something held them back."""
 
-    #: Past their last useful moment: they end, with the reason.
+    #: Past their last useful moment, or they will be in the morning: they end, with the reason.
     expired: int
     #: It is night where their contact lives: they leave in the morning.
     postponed: int
@@ -39,17 +40,8 @@ def settle_overdue(
         What held them back.
     """
     overdue = (SendRow.state == "planned", SendRow.due_at <= now, which)
-    expired = session.execute(
-        update(SendRow)
-        .where(*overdue, SendRow.not_after < now)
-        .values(
-            state="expired",
-            reason=f"its last useful moment passed while it was held back: {reason}"[:300],
-            finished_at=now,
-            lease_until=None,
-        )
-        .returning(SendRow.send_id)
-    ).all()
+    too_late = f"its last useful moment passed while it was held back: {reason}"
+    expired = _end(session, (*overdue, SendRow.not_after < now), too_late, now)
     postponed = 0
     if settings.quiet is not None:
         marketing = (*overdue, SendRow.stream == "marketing")
@@ -57,6 +49,15 @@ def settle_overdue(
             morning = next_open(now, name, settings.quiet)
             if morning <= now:
                 continue
-            moved = update(SendRow).where(*marketing, SendRow.timezone == name).values(due_at=morning)
+            asleep = (*marketing, SendRow.timezone == name)
+            too_late = f"its last useful moment passes in its contact's quiet hours, after it was held back: {reason}"
+            expired += _end(session, (*asleep, SendRow.not_after < morning), too_late, now)
+            moved = update(SendRow).where(*asleep).values(due_at=morning)
             postponed += len(session.execute(moved.returning(SendRow.send_id)).all())
-    return Overdue(len(expired), postponed)
+    return Overdue(expired, postponed)
+
+
+def _end(session: Session, which: Sequence[ColumnElement[bool]], reason: str, now: datetime) -> int:
+    ended = update(SendRow).where(*which)
+    ended = ended.values(state="expired", reason=reason[:300], finished_at=now, lease_until=None)
+    return len(session.execute(ended.returning(SendRow.send_id)).all())

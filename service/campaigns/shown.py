@@ -37,7 +37,7 @@ def campaign_details(row: CampaignRow) -> dict[str, Any]:
         "corrects": row.corrects,
         "created_at": row.created_at,
         "created_by": row.created_by,
-        "edited_by": row.edited_by,
+        "editors": row.editors,
         "approved_at": row.approved_at,
         "approved_by": row.approved_by,
         "scheduled_at": row.scheduled_at,

@@ -91,13 +91,15 @@ def schedule(campaign: Id, as_json: Json = False) -> None:
 
     Example: kairos campaigns schedule cmp_1a2b3c4d5e6f
     """
-    from service.campaigns import schedule_campaign
+    from service.campaigns import prepare_campaign, schedule_prepared
     from service.clock import SystemClock
 
     with installation() as (settings, database):
-        serving = _serving(database)
+        serving, now = _serving(database), SystemClock().now()
+        with database.reading() as session:
+            prepared = prepare_campaign(session, campaign, serving, settings, now=now)
         with database.writing() as session:
-            counts = schedule_campaign(session, campaign, serving, settings, now=SystemClock().now(), by=BY)
+            counts = schedule_prepared(session, prepared, settings, now=now, by=BY)
             report = _complete(session, campaign) | {"counts": counts}
     answer(report, as_json, outline)
 

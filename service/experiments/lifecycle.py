@@ -13,7 +13,8 @@ from service.errors import Conflict, Invalid, NotFound
 from service.flow.decide import Arm, check_features, withdraw
 from service.flow.decide.experiment import LEAST_FLOOR
 from service.flow.reward import arms_in_play, arms_of, renew_snapshot
-from service.tables import ArmRow, DecisionRow, ExperimentRow, SnapshotRow
+from service.flow.schedule.writing import GRACE
+from service.tables import ArmRow, CampaignRow, DecisionRow, ExperimentRow, SnapshotRow
 
 #: What may change while an experiment runs: nothing that would give its earlier decisions another meaning.
 EDITABLE = ("name", "floor", "explore_share", "guardrails")
@@ -55,12 +56,13 @@ def add_arm(session: Session, experiment_id: str, arm: Arm, *, who: str, now: da
     Raises
     ------
     Conflict
-        If the experiment has ended, has an arm of that id, or has a fixed split.
+        If the experiment has ended, has an arm of that id, has a fixed split, or is part of an approved campaign.
     Invalid
         If the arm says nothing, a number of its features is not finite or too large, or the floor does not fit one
         arm more.
     """
     experiment = _changeable(session, experiment_id)
+    _check_approved(session, experiment_id, now)
     arms = arms_of(session, experiment_id)
     if any(row.arm_id == arm.arm_id for row in arms):
         raise Conflict(f"experiment {experiment_id} has an arm {arm.arm_id!r} already; give the new one another id")
@@ -111,9 +113,10 @@ def rewrite_arm(session: Session, experiment_id: str, arm_id: str, content: str,
     Raises
     ------
     Conflict
-        If it was: what was shown under its name would no longer be what it says.
+        If it was: what was shown under its name would no longer be what it says. Or if an approved campaign shows it.
     """
     experiment = _changeable(session, experiment_id)
+    _check_approved(session, experiment_id, now)
     arm = _arm(session, experiment_id, arm_id)
     drawn = select(DecisionRow.decision_id).where(
         DecisionRow.experiment_id == experiment_id, DecisionRow.arm_id == arm_id
@@ -260,6 +263,24 @@ def _changeable(session: Session, experiment_id: str) -> ExperimentRow:
     if experiment.status == "ended":
         raise Conflict(f"experiment {experiment_id} has ended, and nothing of it changes any more; open a new one")
     return experiment
+
+
+def _check_approved(session: Session, experiment_id: str, now: datetime) -> None:
+    """Refuse text that nobody has agreed to while an approved campaign, scheduled and in its window, would show it."""
+    approved = session.execute(
+        select(CampaignRow.campaign_id, CampaignRow.experiments, CampaignRow.window_end).where(
+            CampaignRow.approved_digest.is_not(None),
+            CampaignRow.status.in_(("scheduled", "paused")),
+            CampaignRow.window_end > now - GRACE,
+        )
+    )
+    for campaign_id, experiments, window_end in approved:
+        if experiment_id in experiments:
+            raise Conflict(
+                f"experiment {experiment_id} is part of campaign {campaign_id}, which was approved as it is and sends "
+                f"until {window_end + GRACE:%Y-%m-%d %H:%M} UTC: pause or retire an arm, or cancel the campaign and "
+                "make a new one; arms can be added and rewritten again after that"
+            )
 
 
 def _arm(session: Session, experiment_id: str, arm_id: str) -> ArmRow:

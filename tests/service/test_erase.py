@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email
 import email.policy
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from service.flow.ingest import ingest
 from service.flow.render import gather, render
 from service.flow.reward import evidence, learn, rebuild, statistics
 from service.hits import Hit, record_hits, settle
+from service.idempotency import Answer, begin, keep
 from service.links import LinkBook, link_ids
 from service.providers.outbox import OutboxProvider
 from service.settings import Settings
@@ -295,6 +297,9 @@ def shop(home_database: tuple[Database, Settings], now: datetime) -> Shop:
         for row in session.scalars(select(DecisionRow).where(DecisionRow.contact_key != keys[CANARY])):
             if row.send_id is None:
                 row.occurrence = "api:other-occasion"
+        for name in names:
+            begin(session, name, "key", "0" * 64, now=now)
+            keep(session, name, "key", Answer(201, json.dumps({"audience": {"user_ids": [name]}})))
     rejected = settings.home / "rejected"
     rejected.mkdir()
     lines = [f"{n},no date,{name},{n}" for n, name in enumerate(names, 2)]
@@ -329,7 +334,7 @@ def test_a_search_of_every_table_and_file_finds_nothing(shop: Shop):
     before = "\n".join(shop.found())
     places = (
         "contact", "identity", "event", "consent", "prediction", "served_vector", "hit", "quarantine", "link",
-        "campaign", "decision", "send",
+        "campaign", "decision", "send", "idempotency",
     )  # fmt: skip
     for table in places:
         assert f"table {table}" in before or table == "send", table

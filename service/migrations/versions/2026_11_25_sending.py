@@ -18,7 +18,7 @@ def upgrade() -> None:
     op.add_column("campaign", sa.Column("canary_state", sa.String(length=12), nullable=False, server_default="none"))
     op.add_column("campaign", sa.Column("corrects", sa.String(length=60), nullable=True))
     op.add_column("campaign", sa.Column("created_by", sa.String(length=60), nullable=True))
-    op.add_column("campaign", sa.Column("edited_by", sa.String(length=60), nullable=True))
+    op.add_column("campaign", sa.Column("editors", sa.JSON(), nullable=False, server_default="[]"))
     op.add_column("campaign", sa.Column("approved_at", sa.BigInteger(), nullable=True))
     op.add_column("campaign", sa.Column("approved_by", sa.String(length=60), nullable=True))
     op.add_column("campaign", sa.Column("approved_digest", sa.String(length=64), nullable=True))
@@ -66,6 +66,17 @@ def upgrade() -> None:
     )
     op.create_index("ix_halt_open", "halt", ["lifted_at", "scope"], unique=False)
     op.create_table(
+        "idempotency",
+        sa.Column("key_sha256", sa.String(length=64), nullable=False),
+        sa.Column("principal", sa.String(length=60), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("status", sa.BigInteger(), nullable=True),
+        sa.Column("body", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("key_sha256", "principal"),
+    )
+    op.create_index("ix_idempotency_created_at", "idempotency", ["created_at"], unique=False)
+    op.create_table(
         "throttle",
         sa.Column("mailbox", sa.String(length=24), nullable=False),
         sa.Column("tokens", sa.Float(), nullable=False),
@@ -110,7 +121,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("hygiene_finding", "hygiene", "preference", "departure", "throttle", "halt"):
+    for table in ("hygiene_finding", "hygiene", "preference", "departure", "throttle", "idempotency", "halt"):
         op.drop_table(table)
     op.drop_column("hit", "is_trap")
     op.drop_column("hit", "known_network")
@@ -128,7 +139,7 @@ def downgrade() -> None:
     op.drop_column("campaign", "approved_digest")
     op.drop_column("campaign", "approved_by")
     op.drop_column("campaign", "approved_at")
-    op.drop_column("campaign", "edited_by")
+    op.drop_column("campaign", "editors")
     op.drop_column("campaign", "created_by")
     op.drop_column("campaign", "corrects")
     op.drop_column("campaign", "canary_state")

@@ -8,13 +8,25 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from service.campaigns import (
+    NewCampaign,
+    create_campaign,
+    edit_campaign,
+    lifecycle,
+    prepare_campaign,
+    schedule_prepared,
+)
 from service.clock import SimulatedClock
 from service.database import Database
+from service.erase import erase_contacts
+from service.errors import Conflict
+from service.experiments import add_arm
 from service.flow.decide import Arm, NewExperiment, open_experiment
 from service.settings import Settings
 from service.tables import DecisionRow, SendRow
 from service.templates import add_template, bundled_template
 from tests.service.calling import Caller, Client
+from training.serving import Serving
 
 ARMS = (Arm("a", "One"), Arm("b", "Two"))
 
@@ -89,7 +101,8 @@ def test_a_draft_changes_and_a_scheduled_campaign_does_not(
         0.1,
     )
     assert (shown["name"], shown["timing"], shown["template_version"]) == ("News", "at_start", 1)
-    assert shown["edited_by"] not in (None, shown["created_by"])
+    assert len(shown["editors"]) == 1
+    assert shown["created_by"] not in shown["editors"]
     assert sender("POST", f"{path}/schedule").status_code == 200
     refused(editor("PATCH", path, json={"name": "Other"}), 409, "scheduled", "only a draft")
 
@@ -135,7 +148,8 @@ def test_a_template_comes_back_at_any_version_and_campaigns_stay_at_theirs(
     assert key("POST", "/v1/templates", json=other).json()["version"] == 2
     restored = key("POST", "/v1/templates/offer/restore", json={"version": 1})
     assert (restored.status_code, restored.json()["version"]) == (201, 3)
-    assert {**key("GET", "/v1/templates/offer").json(), "version": 1, "created_at": 0} == {**first, "created_at": 0}
+    own = {"version": 1, "created_at": 0, "versions": []}
+    assert key("GET", "/v1/templates/offer").json() | own == first | own
     refused(key("POST", "/v1/templates/offer/restore", json={"version": 9}), 404, "version 9")
     assert key("PATCH", path, json={"name": "Still"}).json()["template_version"] == 1
     assert key("PATCH", path, json={"template_version": 2}).json()["template_version"] == 2
@@ -153,6 +167,8 @@ def test_a_large_campaign_needs_another_key(draft: Callable[..., str], caller: C
     assert sender("POST", f"{path}/schedule").json()["recipients"] == 10
     refused(maker("POST", f"{path}/approve"), 403, "another key")
     assert editor("PATCH", path, json={"name": "Edited"}).status_code == 200
+    refused(editor("POST", f"{path}/approve"), 403, "changed")
+    assert caller("write")("PATCH", path, json={"name": "Edited again"}).status_code == 200
     refused(editor("POST", f"{path}/approve"), 403, "changed")
     refused(caller("write")("POST", f"{path}/approve"), 403, "send")
     approved = sender("POST", f"{path}/approve").json()
@@ -185,6 +201,87 @@ def test_an_approval_holds_for_what_was_approved(
     refused(maker("POST", f"{path}/schedule"), 409, "changed after it was approved")
     assert sender("POST", f"{path}/approve").status_code == 200
     assert maker("POST", f"{path}/schedule").status_code == 200
+
+
+def test_no_text_comes_into_a_campaign_after_it_was_approved(
+    draft: Callable[..., str], caller: Callable[..., Caller], clock: SimulatedClock, database: Database, now: datetime
+) -> None:
+    """Until its last mail may leave, or it is cancelled; what takes text away is never refused."""
+    with database.writing() as session:
+        experiment = open_experiment(session, NewExperiment("One", "subject", ARMS), now=now)
+    maker, sender = caller("write", "send", "read"), caller("send")
+    path, arms = draft(maker, experiments=[experiment]), f"/v1/experiments/{experiment}/arms"
+    small = draft(maker, experiments=[experiment], audience={"user_ids": ["u1"]})
+    assert maker("POST", f"{small}/schedule").status_code == 200
+    assert maker("POST", arms, json={"id": "c", "text": "Before"}).status_code == 201
+    sender("POST", f"{path}/approve")
+    assert sender("POST", f"{path}/schedule").status_code == 200
+    campaign = path.rpartition("/")[2]
+    refused(maker("POST", arms, json={"id": "d", "text": "Free!"}), 409, campaign, "approved", "cancel")
+    refused(maker("PATCH", f"{arms}/a", json={"text": "Free!"}), 409, campaign)
+    assert maker("PATCH", f"{arms}/c", json={"status": "paused"}).status_code == 200
+    again = draft(maker, experiments=[experiment], audience={"user_ids": ["u2"]})
+    sender("POST", f"{again}/approve")
+    assert sender("POST", f"{again}/schedule").status_code == 200
+    assert sender("POST", f"{path}/cancel").status_code == 200
+    refused(maker("POST", arms, json={"id": "d", "text": "Free!"}), 409, again.rpartition("/")[2])
+    clock.move_to(now + timedelta(hours=9, minutes=1))
+    assert maker("POST", arms, json={"id": "d", "text": "After"}).status_code == 201
+
+
+def test_others_write_while_a_campaign_is_placed(
+    draft: Callable[..., str], caller: Callable[..., Caller], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop, and whatever else: the write lock is free until the sends are known."""
+    held: list[bool] = []
+    place = lifecycle.planned_sends
+
+    def slowly(*given: Any) -> Any:
+        taken = client_lock.acquire(blocking=False)
+        held.append(not taken)
+        if taken:
+            client_lock.release()
+        return place(*given)
+
+    path, sender = draft(audience={"user_ids": ["u1", "u2"]}), caller("send")
+    client_lock: Any = sender.client.app.state.installation.database._write_lock
+    monkeypatch.setattr(lifecycle, "planned_sends", slowly)
+    assert sender("POST", f"{path}/schedule").status_code == 200
+    assert held == [False]
+
+
+@pytest.mark.parametrize("what", ["draft", "arm", "scheduled", "erased"])
+def test_what_changes_while_a_campaign_is_placed_is_seen(
+    any_database: Database, settings: Settings, add_contacts: Callable[..., list[int]], now: datetime, what: str
+) -> None:
+    """What was changed or scheduled by somebody else refuses it; contacts who were erased are left out."""
+    settings = settings.model_copy(update={"approval_above": 0})
+    with any_database.writing() as session:
+        add_template(session, bundled_template("offer"), now=now)
+        keys = add_contacts(session, 5)
+        experiment = open_experiment(session, NewExperiment("One", "subject", ARMS), now=now)
+        new = NewCampaign("News", "offer", now, now + timedelta(hours=8), {"everyone": True}, [experiment])
+        campaign_id = create_campaign(session, new, now=now)
+    with any_database.reading() as session:
+        prepared = prepare_campaign(session, campaign_id, Serving(), settings, now=now)
+    if what == "draft":
+        with any_database.writing() as session:
+            edit_campaign(session, campaign_id, {"topic": "offers"})
+    elif what == "arm":
+        with any_database.writing() as session:
+            add_arm(session, experiment, Arm("c", "Three"), who="test", now=now)
+    elif what == "scheduled":
+        with any_database.writing() as session:
+            schedule_prepared(session, prepared, settings, now=now)
+    else:
+        erase_contacts(any_database, settings, ["u1"], now=now)
+        with any_database.writing() as session:
+            assert sum(schedule_prepared(session, prepared, settings, now=now).values()) == 4
+            assert set(session.scalars(select(SendRow.contact_key))) == set(keys) - {keys[1]}
+        return
+    words = "only a draft" if what == "scheduled" else "changed while"
+    with any_database.writing() as session, pytest.raises(Conflict, match=words):
+        schedule_prepared(session, prepared, settings, now=now)
 
 
 def test_of_several_who_schedule_at_once_one_wins(
@@ -314,10 +411,10 @@ def test_a_correction_goes_to_exactly_those_who_got_the_wrong_mail(
     assert audience(**{"from": at[0], "until": at[1]}) == 2
     assert audience(template_version=1) == 6
     assert audience(template_version=2) == 0
-    report = key("GET", f"{scheduled}/report").json()
-    assert len(report["corrections"]) == 8
-    assert made.json()["id"] in report["corrections"]
-    assert key("GET", f"/v1/campaigns/{made.json()['id']}/report").json()["corrects"] == scheduled.rpartition("/")[2]
+    shown = key("GET", scheduled).json()
+    assert len(shown["corrections"]) == 8
+    assert made.json()["id"] in shown["corrections"]
+    assert key("GET", f"/v1/campaigns/{made.json()['id']}").json()["corrects"] == scheduled.rpartition("/")[2]
 
 
 def decision(send_id: int, contact_key: int, arm: str, now: datetime, *, is_holdout: bool) -> DecisionRow:

@@ -132,6 +132,31 @@ def test_a_test_goes_to_few_and_to_nobody_who_is_barred(
     assert sink.count == 0
 
 
+def test_a_test_minds_the_halt_of_its_mailbox_provider(
+    key: Any, sink: MailSink, database: Database, now: datetime
+) -> None:
+    """Where mail to a provider is halted, a test does not knock there either; others leave."""
+    with database.writing() as session:
+        halt(session, "mailbox:gmail", reason="refused", by="kairos", now=now)
+    path = "/v1/templates/hello/test"
+    halted = key("POST", path, json={"to": ["me@shop.example", "me@gmail.com"]})
+    assert (halted.status_code, sink.count) == (409, 0)
+    assert "mailbox:gmail" in halted.json()["detail"]
+    assert key("POST", path, json={"to": ["me@shop.example"]}).json()["accepted"] == 1
+
+
+def test_the_mark_of_a_test_keeps_no_mail_from_leaving(key: Any, sink: MailSink) -> None:
+    """A subject as long as one may be is shortened; one that was filled with Liquid's signs stays as it is."""
+    path = "/v1/templates/hello/test"
+    for subject, marked in (("x" * 400, f"[Test] {'x' * 392}…"), ("x" * 393, f"[Test] {'x' * 393}")):
+        answer = key("POST", path, json={"to": ["me@shop.example"], "arms": {"subject": subject}})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["subject"] == marked
+    odd = {"traits": {"first_name": "{{ 1 }} & {% raw %}"}, "to": ["me@shop.example"]}
+    assert key("POST", path, json=odd).json()["subject"] == "[Test] Hi {{ 1 }} & {% raw %}"
+    assert sink.count == 3
+
+
 def test_a_sandbox_holds_tests_too(client: Client, key: Any, settings: Settings, sink: MailSink) -> None:
     """Where mail leaves to some addresses only, a test does as well."""
     here = client.app.state.installation

@@ -13,7 +13,7 @@ from scipy import stats
 from features.events import NewEvent, append
 from features.tables import to_micros
 from features.vocabulary import EMAIL_BOUNCED, EMAIL_COMPLAINED, UNSUBSCRIBED
-from service.campaigns import find_campaign, judge_canaries, resume_campaign
+from service.campaigns import cancel_campaign, find_campaign, is_canary_watched, judge_canaries, resume_campaign
 from service.campaigns.canary import LIMITS, Harm, find_harm
 from service.clock import SimulatedClock
 from service.database import Database
@@ -241,3 +241,50 @@ def test_a_reason_names_nobody(watched: Watched, now: datetime) -> None:
     watched.happened(EMAIL_COMPLAINED, [0, 1], now + timedelta(minutes=5))
     watched.judge(now + timedelta(minutes=6))
     assert "@" not in json.dumps(watched.row().status_reason)
+
+
+def test_a_canary_of_which_nothing_left_holds_its_campaign(
+    any_database: Database, settings: Settings, now: datetime
+) -> None:
+    """All twenty suppressed: nothing was watched, so the others wait for somebody to look; the reason says so."""
+    watched = Watched(any_database, settings, now)
+    with any_database.writing() as session:
+        for send_id in watched.canary:
+            row = session.get(SendRow, send_id)
+            row.state, row.reason, row.finished_at = "suppressed", "address suppressed: hard_bounce", now
+    assert watched.judge(now + timedelta(minutes=5)) == ["held"]
+    assert watched.row().status == "paused"
+    assert "none of its 20 mails left" in str(watched.row().status_reason)
+    assert "20 of them suppressed (address suppressed: hard_bounce)" in str(watched.row().status_reason)
+    assert watched.claimed(now + timedelta(minutes=5)) == set()
+
+
+def test_a_canary_of_which_nothing_left_holds_nobody_up_where_nobody_waits(watched: Watched, now: datetime) -> None:
+    """A campaign that is over need not be resumed by hand."""
+    watched.sent(watched.canary, now, state="suppressed")
+    watched.sent(watched.others, now, state="suppressed")
+    assert watched.judge(now) == ["passed"]
+
+
+def test_a_cancelled_campaign_s_canary_is_watched_no_more(watched: Watched, now: datetime) -> None:
+    """Nobody looks at it every few seconds for ever."""
+    with watched.database.writing() as session:
+        assert is_canary_watched(session)
+        cancel_campaign(session, "c", now=now)
+    with watched.database.reading() as session:
+        assert not is_canary_watched(session)
+    assert watched.row().canary_state == "none"
+
+
+def test_what_passes_at_night_and_would_be_late_in_the_morning_expires_now(watched: Watched, now: datetime) -> None:
+    """It is not promised for a morning on which it may not leave any more."""
+    night = now.replace(hour=23)
+    with watched.database.writing() as session:
+        for place, send_id in enumerate(watched.others):
+            session.get(SendRow, send_id).not_after = night + timedelta(hours=7 if place < 30 else 9)
+    watched.sent(watched.canary, now)
+    assert watched.judge(night) == ["passed"]
+    rows = [send_row(watched.database, one) for one in watched.others]
+    assert [row.state for row in rows] == ["expired"] * 30 + ["planned"] * 10
+    assert "quiet hours" in str(rows[0].reason)
+    assert {row.due_at for row in rows[30:]} == {now.replace(hour=7) + timedelta(days=1)}
