@@ -48,6 +48,10 @@ def upgrade() -> None:
     op.create_index(
         "ix_send_undecided", "send", ["state", "due_at", "send_id"], sqlite_where=undecided, postgresql_where=undecided
     )
+    message = sa.text("campaign_id IS NULL")
+    op.create_index(
+        "ix_send_message", "send", [sa.text("substr(intent_key, 1, 40)")], sqlite_where=message, postgresql_where=message
+    )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("known_network", sa.String(length=40), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
@@ -113,6 +117,7 @@ def downgrade() -> None:
     op.drop_column("hit", "is_trap")
     op.drop_column("hit", "known_network")
     op.drop_column("hit", "network")
+    op.drop_index("ix_send_message", table_name="send")
     op.drop_index("ix_send_undecided", table_name="send")
     op.drop_column("send", "variables")
     op.drop_index("ix_send_canary", "send")
