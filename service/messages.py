@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select, update
+from sqlalchemy import literal, select, update
 from sqlalchemy.orm import Session
 
 from features.tables import CounterRow, from_micros
@@ -142,7 +142,7 @@ def create_message(
 def _known(session: Session, key: str, occurrence: str) -> Created | None:
     """The message that was made under this key, found by the start of its intent key: `MESSAGE_KEY`."""
     known = session.execute(
-        select(SendRow.send_id, SendRow.intent_key).where(SendRow.campaign_id.is_(None), MESSAGE_KEY == key)
+        select(SendRow.send_id, SendRow.intent_key).where(SendRow.campaign_id.is_(None), literal(key) == MESSAGE_KEY)
     ).first()
     if known is None:
         return None

@@ -150,10 +150,10 @@ def _allowances(session: Session, now: datetime, settings: Settings) -> dict[str
     for mailbox, day, mails in rows:
         departures.setdefault(mailbox, {})[day] = mails
     allowances: dict[str, int] = {}
-    for mailbox, mails in departures.items():
-        [limit] = warm_up_limits(mails, [today], began=began)
+    for mailbox, by_day in departures.items():
+        [limit] = warm_up_limits(by_day, [today], began=began)
         if limit is not None:
-            allowances[mailbox] = max(0, limit - mails.get(today, 0) - held.get(mailbox, 0))
+            allowances[mailbox] = max(0, limit - by_day.get(today, 0) - held.get(mailbox, 0))
     return allowances
 
 
@@ -163,10 +163,11 @@ def count_departures(session: Session, mails: Mapping[str, int], *, now: datetim
     No day falls below 0: what is given back after midnight had left the day before.
     """
     day = day_of(now)
-    rows = [{"day": day, "mailbox": mailbox, "mails": count} for mailbox, count in sorted(mails.items()) if count]
-    for row in rows:  # by row: what is added may be negative, what is put in first may not
-        statement = _insert(session)(DepartureRow).values(row | {"mails": max(0, row["mails"])})
-        after = DepartureRow.mails + row["mails"]
+    for mailbox, count in sorted(mails.items()):  # by row: what is added may be negative, what is put in first may not
+        if not count:
+            continue
+        statement = _insert(session)(DepartureRow).values(day=day, mailbox=mailbox, mails=max(0, count))
+        after = DepartureRow.mails + count
         session.execute(
             statement.on_conflict_do_update(
                 index_elements=[DepartureRow.day, DepartureRow.mailbox],

@@ -131,7 +131,7 @@ def test_what_a_worker_holds_is_taken_off_the_warm_up_until_it_counts_as_departe
         assert open_room(session, now=NOW, settings=cold).allowance["gmail"] == 45
 
 
-@pytest.mark.parametrize(("written", "says"), [("gmail=0", "at least 1"), ("gnail=5", "'gnail=5'"), ("gmail", "no rate")])
+@pytest.mark.parametrize(("written", "says"), [("gmail=0", "at least 1"), ("gnail=5", "gnail=5"), ("gmail", "no rate")])
 def test_a_rate_that_cannot_be_kept_is_refused(written: str, says: str) -> None:
     """A rate of zero, a provider that is none, a rate that is missing: named, with the remedy."""
     with pytest.raises(ValueError, match=says):

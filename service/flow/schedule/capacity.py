@@ -202,6 +202,6 @@ def _by_day(session: Session, end: int, now: datetime) -> dict[str, dict[int, in
     )
     for query, earliest in ((gone, since), (under_way, today)):
         for mailbox, at, mails in session.execute(query):
-            of = counts.setdefault(mailbox, {})
+            of = counts.setdefault(str(mailbox), {})
             of[max(int(at), earliest)] = of.get(max(int(at), earliest), 0) + mails
     return counts

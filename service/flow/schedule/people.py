@@ -177,12 +177,12 @@ def find_people(session: Session, intent: Intent, contact_keys: np.ndarray, limi
     caps = Caps(most, is_own, row[order], at[order])
     texts = reasons.array()[reason]
     may = reason == 1
-    for row in np.flatnonzero(may & (not_before >= window.end)).tolist():
-        texts[row] = snoozed_until(from_micros(int(not_before[row])))
+    for one in np.flatnonzero(may & (not_before >= window.end)).tolist():
+        texts[one] = snoozed_until(from_micros(int(not_before[one])))
     starts, until, capped = caps.gaps(not_before, window.begin, window.end)
-    for row in capped.tolist():
-        if texts[row] is None:
-            texts[row] = caps.reason(row)
+    for one in capped.tolist():
+        if texts[one] is None:
+            texts[one] = caps.reason(one)
     # A mail planned for later in the week counts too: the plan that came first keeps its place.
     return People(
         zone=zone,

@@ -155,8 +155,9 @@ def place(
     """Each contact's slot and the reason for it; what it takes of the capacity is reserved in the order of the roles.
 
     First the canary, at the first hour open to each of it, drawn from those whose first hour is early: who has to
-    wait for the morning at the window's far end is not watched, so that nobody waits for them. Then those who draw their hour, so that the random-hour
-    share is what it was meant to be however tight the hours are; then all others jointly, at prices.
+    wait for the morning at the window's far end is not watched, so that nobody waits for them. Then those who draw
+    their hour, so that the random-hour share is what it was meant to be however tight the hours are; then all others
+    jointly, at prices.
     """
     n, n_slots = len(people.zone), len(window.slots)
     clocks = Clocks(people.zones, window.begin, window.end)
@@ -274,7 +275,8 @@ def place(
 def _canary_shares(classes: Classes, first_open: np.ndarray, may: np.ndarray, share: float) -> np.ndarray:
     """Chance of each contact to be of the canary: the same for all of the earliest, nothing for the others."""
     chance = np.zeros(len(may))
-    may = may & classes.is_open.any(axis=1)[classes.of]
+    has_open = np.asarray(classes.is_open.any(axis=1))
+    may = may & has_open[classes.of]
     n = int(may.sum())
     if share and n:
         first = first_open[classes.of]

@@ -50,7 +50,11 @@ def upgrade() -> None:
     )
     message = sa.text("campaign_id IS NULL")
     op.create_index(
-        "ix_send_message", "send", [sa.text("substr(intent_key, 1, 40)")], sqlite_where=message, postgresql_where=message
+        "ix_send_message",
+        "send",
+        [sa.text("substr(intent_key, 1, 40)")],
+        sqlite_where=message,
+        postgresql_where=message,
     )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("known_network", sa.String(length=40), nullable=True))

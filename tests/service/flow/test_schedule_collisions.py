@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -256,7 +257,7 @@ def test_a_window_too_short_for_its_canary_is_refused(database, add_contacts, no
     with database.writing() as session:
         keys = np.array(add_contacts(session, 200))
         plan = intent(now, canary_share=0.1, window_end=now + HOUR)
-        with pytest.raises(Invalid, match="too short for a canary.*set canary_share to 0"):
+        with pytest.raises(Invalid, match=r"too short for a canary.*set canary_share to 0"):
             schedule(session, plan, keys, None, limits(), now=now)
 
 
@@ -308,11 +309,12 @@ def test_a_gap_holds_no_instant_that_the_cap_forbids(mails, cap, snooze):
         return all(((times >= begin) & (times < begin + week)).sum() < cap for begin in weeks)
 
     for contact in range(3):
-        free = [keeps(contact, instant) for instant in range(not_before[contact] // hour, end)]
-        assert (contact in barred) == (not any(free))
+        free = [keeps(contact, instant) for instant in range(not_before[contact] // hour, end + 1)]
+        assert (contact in barred) == (not any(map(all, itertools.pairwise(free))))
         if contact not in barred:
             for instant in range(max(0, starts[contact] // hour), until[contact] // hour):
-                assert keeps(contact, instant) and instant >= not_before[contact] // hour
+                assert keeps(contact, instant)
+                assert instant >= not_before[contact] // hour
 
 
 def test_transactional_mail_takes_places_and_needs_none(any_database, add_contacts, now):
@@ -329,7 +331,8 @@ def test_transactional_mail_takes_places_and_needs_none(any_database, add_contac
         write_sends(session, others, now=now)
         undecided = session.scalars(select(SendRow.decided_at).where(SendRow.campaign_id == "cmp_1")).all()
 
-    assert set(sends.state) == {"planned"} and set(sends.due_at) == {to_micros(now)}
+    assert set(sends.state) == {"planned"}
+    assert set(sends.due_at) == {to_micros(now)}
     assert set(decided) == {now}
     assert (others.state == "planned").sum() == 17
     assert set(undecided) == {None}
@@ -340,9 +343,7 @@ def test_what_the_planner_places_on_a_day_of_the_warm_up_the_claim_lets_go(any_d
     cold = Settings(home=tmp_path, warm_up_from=now.date(), _env_file=None)
     with any_database.writing() as session:
         keys = np.array(add_contacts(session, 700))
-        write_sends(
-            session, schedule(session, intent(now + HOUR * 24), keys[:40], None, limits(), now=now), now=now
-        )
+        write_sends(session, schedule(session, intent(now + HOUR * 24), keys[:40], None, limits(), now=now), now=now)
         rule = limits(warm_up_from=now.date(), explore_share=0.0, frequency_cap=0)
         plan = intent(now + HOUR * 48, key="cmp_2", campaign_id="cmp_2", window_end=now + HOUR * 80)
         sends = schedule(session, plan, keys[40:], None, rule, now=now)
