@@ -37,7 +37,9 @@ def check_links(
     timeout_seconds: float = TIMEOUT_SECONDS,
     overall_seconds: float = OVERALL_SECONDS,
 ) -> dict[str, str | None]:
-    """Why each web address is dead, or None where it answers; each is asked once, the first `MOST_LINKS` of them.
+    """Why each web address is dead, or None where it answers; each is asked once, and only the first `MOST_LINKS`.
+
+    The others are not in the answer: whoever shows it says how many were not asked.
 
     HEAD is asked, and GET where a server takes no HEAD or says the page is gone; redirects are followed. Every
     connection goes to an address that was looked up and found public just before, so that neither a redirect nor a

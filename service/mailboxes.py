@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from service.errors import Invalid
@@ -48,28 +48,54 @@ def mailbox_of(address: str | None) -> str:
     return _of_domain((address or "").rpartition("@")[2].strip().lower())
 
 
-#: Mails a day that a new sending address may send to one mailbox provider, from its first day on: doubled at first,
-#: then by a third (SendGrid's table for a new IP address). After these days it is warm.
+#: Mails a day that a new sending address may send to one mailbox provider, by the days on which mail has left to it:
+#: doubled at first, then by a third (SendGrid's table for a new IP address). After these days it is warm.
 WARM_UP = (
     50, 100, 250, 500, 1_000, 2_500, 5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 40_000, 55_000, 70_000, 100_000
 )  # fmt: skip
+#: After so many days without a mail a provider has forgotten us: the warm-up begins again.
+IDLE_DAYS = 30
+#: Share of a rate that is used. Any 60 s hold at most ``2 s' worth + 0.98 x rate`` claimed mails: the rest up to
+#: 1.05 x rate is room for mails that wait two seconds between their claim and their departure.
+EARNED_SHARE = 0.98
 
 
-def warm_up_limit(days_since_first: int) -> int | None:
-    """Mails that may leave to a mailbox provider on a day of the warm-up, counted from 0; None once it is over.
+def warm_up_limits(mails: Mapping[int, int], days: Iterable[int], *, began: int) -> list[int | None]:
+    """Mails to a mailbox provider that each day of the warm-up takes in all; None: any number.
 
-    Days before the first one take as little as the first.
+    The warm-up climbs with each day on which mail left: an address that is new for three weeks but never wrote is as
+    cold as on its first day. The more days have mail, the higher all limits.
+
+    Parameters
+    ----------
+    mails : mapping of int to int
+        Mails by day since 1970-01-01 UTC.
+    days : iterable of int
+        Ascending.
+    began : int
+        First day of the warm-up; days before it are as cold as the first, and teach nothing.
 
     Examples
     --------
-    >>> warm_up_limit(0), warm_up_limit(2), warm_up_limit(16)
-    (50, 250, None)
+    >>> warm_up_limits({18: 50, 19: 80}, [18, 20], began=18), warm_up_limits({18: 50}, [60], began=18)
+    ([50, 250], [50])
     """
-    return WARM_UP[max(0, days_since_first)] if days_since_first < len(WARM_UP) else None
+    warm = sorted(day for day, count in mails.items() if count > 0 and day >= began)
+    limits: list[int | None] = []
+    step, seen, place = 0, began, 0
+    for day in days:
+        while place < len(warm) and warm[place] < day:
+            step = 1 if warm[place] - seen > IDLE_DAYS else step + 1
+            seen = warm[place]
+            place += 1
+        now_at = 0 if day - seen > IDLE_DAYS else step
+        limits.append(WARM_UP[now_at] if now_at < len(WARM_UP) else None)
+    return limits
 
 
+@lru_cache(maxsize=16)
 def rates_of(text: str) -> Mapping[str, int]:
-    """Mails a minute by mailbox provider, from a setting.
+    """Mails a minute by mailbox provider, from the setting ``MAILBOX_RATES``.
 
     Raises
     ------
@@ -87,6 +113,9 @@ def rates_of(text: str) -> Mapping[str, int]:
         if mailbox not in DOMAINS and mailbox != OTHER:
             raise Invalid(f"mailbox rate {part!r} names no mailbox provider; there are {', '.join((*DOMAINS, OTHER))}")
         if not rate.isdigit() or int(rate) < 1:
-            raise Invalid(f"mailbox rate {part!r} is no rate; write mails a minute, at least 1, such as gmail=600")
+            raise Invalid(
+                f"mailbox rate {part!r} is no rate; write mails a minute, at least 1, such as gmail=600, and stop a "
+                "provider's mail with a halt"
+            )
         rates[mailbox] = int(rate)
     return rates

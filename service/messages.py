@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select, update
+from sqlalchemy import literal, select, update
 from sqlalchemy.orm import Session
 
 from features.tables import CounterRow, from_micros
@@ -22,7 +22,7 @@ from service.flow.render.template import GIVEN
 from service.flow.schedule import Intent, as_utc, schedule, write_sends
 from service.settings import Settings
 from service.suppression import consent_states
-from service.tables import CampaignRow, ContactRow, DecisionRow, EventRow, ExperimentRow, SendRow
+from service.tables import MESSAGE_KEY, CampaignRow, ContactRow, DecisionRow, EventRow, ExperimentRow, SendRow
 from service.templates import find_template
 from training.serving import Serving
 
@@ -36,7 +36,6 @@ _HOURS = {
     "best": "the hour at which this contact most probably engages, inside the window",
     "explore": "a random allowed hour: a share of the mails is sent so, to learn which hours are good",
     "fallback": "a random allowed hour: too little is known of this contact's hours",
-    "fixed": "the time that was asked for",
     "full": "the wished hour had no room left, so the next best one that had",
 }
 
@@ -107,20 +106,16 @@ def create_message(
     key = f"message:{hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]}"
     said = json.dumps([_plain(new), variables], sort_keys=True, default=str)
     occurrence = hashlib.sha256(said.encode()).hexdigest()[:16]
-    # Numbers of sends are given out under this lock: whoever holds the same key has committed, or comes after us.
-    session.execute(select(CounterRow.value).where(CounterRow.name == "send_id").with_for_update())
-    known = session.execute(
-        select(SendRow.send_id, SendRow.intent_key).where(SendRow.intent_key.startswith(f"{key}:", autoescape=True))
-    ).first()
+    known = _known(session, key, occurrence)
     if known is not None:
-        if not known.intent_key.endswith(f":{occurrence}"):
-            raise Conflict(
-                f"this Idempotency-Key belongs to message {known.send_id}, which says something else; send the same "
-                "body again, or take a new key for a new message"
-            )
-        return Created(known.send_id, is_new=False)
+        return known
     template = find_template(session, new.template_id, new.template_version)
     _try_out(session, new, Template.of(template), variables, settings, now)
+    # Numbers of sends are given out under this lock: whoever holds the same key has committed, or comes after us.
+    session.execute(select(CounterRow.value).where(CounterRow.name == "send_id").with_for_update())
+    known = _known(session, key, occurrence)
+    if known is not None:
+        return known
     intent = Intent(
         key=key,
         template_id=template.template_id,
@@ -142,6 +137,21 @@ def create_message(
     if variables:
         session.execute(update(SendRow).where(own).values(variables=variables))
     return Created(session.scalars(select(SendRow.send_id).where(own)).one(), is_new=True)
+
+
+def _known(session: Session, key: str, occurrence: str) -> Created | None:
+    """The message that was made under this key, found by the start of its intent key: `MESSAGE_KEY`."""
+    known = session.execute(
+        select(SendRow.send_id, SendRow.intent_key).where(SendRow.campaign_id.is_(None), literal(key) == MESSAGE_KEY)
+    ).first()
+    if known is None:
+        return None
+    if not known.intent_key.endswith(f":{occurrence}"):
+        raise Conflict(
+            f"this Idempotency-Key belongs to message {known.send_id}, which says something else; send the same "
+            "body again, or take a new key for a new message"
+        )
+    return Created(known.send_id, is_new=False)
 
 
 def explain_message(session: Session, send_id: int) -> dict[str, Any]:
@@ -176,7 +186,7 @@ def explain_message(session: Session, send_id: int) -> dict[str, Any]:
             "person": _why_person(session, send),
             "hour": {
                 "reason": send.hour_reason,
-                "says": _HOURS.get(send.hour_reason, send.hour_reason),
+                "says": _why_hour(send),
                 "timezone": send.timezone,
                 "local_hour": send.assigned_local_hour,
                 "propensity": send.hour_propensity,
@@ -237,11 +247,23 @@ def _try_out(
         raise Invalid(f"template {template.template_id!r} {made.reason}; mend the variables or the template")
 
 
+def _why_hour(send: SendRow) -> str:
+    if send.hour_reason != "fixed":
+        return _HOURS.get(send.hour_reason, send.hour_reason)
+    if send.is_canary:
+        return "the first hour allowed: it is one of the canary's mails, which leave before the others and are watched"
+    if send.campaign_id is None:
+        return "the time that was asked for, or the first allowed hour after it"
+    return "the campaign leaves at once: its wave, or the first allowed hour of its window"
+
+
 def _why_person(session: Session, send: SendRow) -> dict[str, Any]:
     consent = consent_states(session, [send.contact_key], send.topic).get(send.contact_key, "unknown")
     basis = f"consent to {send.topic!r} is {consent} now"
     if send.stream == "transactional":
-        basis = "transactional mail needs no consent; the address is neither bounced nor complained of"
+        basis = "transactional mail needs no consent, only an address that is not bounced, complained of or barred"
+        if send.state == "suppressed":
+            basis += f"; this one is not sent: {send.reason}"
     if send.campaign_id is None:
         return {"says": "a program asked for this message to this contact", "basis": basis}
     campaign = session.get(CampaignRow, send.campaign_id)

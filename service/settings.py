@@ -8,8 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import Invalid
+from service.mailboxes import rates_of
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEFAULT_HOME = Path("./var")
@@ -126,6 +129,13 @@ class Settings(BaseSettings):
                 variables[str(alias or f"KAIROS_{name.upper()}")] = plain
         return variables
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object, info: ValidationInfo) -> object:
+        """An empty variable leaves a setting without a default unset, as a line of `.env.example` does."""
+        is_optional = info.field_name is not None and cls.model_fields[info.field_name].default is None
+        return None if is_optional and isinstance(value, str) and not value.strip() else value
+
     @field_validator("timezone")
     @classmethod
     def _zone_exists(cls, value: str) -> str:
@@ -199,6 +209,15 @@ class Settings(BaseSettings):
                 return path.read_text().strip()
             fresh.unlink()
         return path.read_text().strip()
+
+    @field_validator("mailbox_rates")
+    @classmethod
+    def _rates_parse(cls, value: str) -> str:
+        try:
+            rates_of(value)
+        except Invalid as error:
+            raise ValueError(error.detail) from error
+        return value
 
     @field_validator("topics")
     @classmethod

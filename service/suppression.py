@@ -23,6 +23,7 @@ from service.tables import ConsentRow, ContactRow, ErasureRow, PreferenceRow, Se
 ConsentState = Literal["unknown", "pending", "subscribed", "unsubscribed"]
 STATES = ("unknown", "pending", "subscribed", "unsubscribed")
 EMAIL = "email"
+SNOOZED = "snoozed"
 NOT_IN_SANDBOX = "sandbox: the address is not among those that KAIROS_SANDBOX allows"
 #: Beginning of the source of what a look through the list suppressed; it can be taken back.
 HYGIENE = "hygiene/"
@@ -202,9 +203,8 @@ def mailable(
         query = select(ContactRow.contact_key, ContactRow.email).where(ContactRow.contact_key.in_(chunk))
         for key, email in session.execute(query):
             reasons[key] = None if email else "no e-mail address"
-            if email and sandbox_refuses(email, sandbox):
-                reasons[key] = NOT_IN_SANDBOX
-            elif email:
+            if email:
+                reasons[key] = NOT_IN_SANDBOX if sandbox_refuses(email, sandbox) else None
                 hashes.setdefault(address_hmac(pepper, email), []).append(key)
     for digests in _chunks(hashes, _QUERY_CHUNK):
         listed = select(SuppressionRow.address_hmac, SuppressionRow.reason)
@@ -221,8 +221,13 @@ def mailable(
         if now is not None:
             open_keys = [key for key in open_keys if reasons[key] is None]
             for key, until in snoozed(session, open_keys, now=now).items():
-                reasons[key] = f"snoozed until {until.isoformat(timespec='minutes')}"
+                reasons[key] = snoozed_until(until)
     return reasons
+
+
+def snoozed_until(until: datetime) -> str:
+    """Why a contact that asked for a break gets no marketing mail."""
+    return f"{SNOOZED} until {until.isoformat(timespec='minutes')}"
 
 
 def sandbox_refuses(address: str, sandbox: str) -> bool:

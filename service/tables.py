@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint, text
+from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint, column, func, literal_column, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from features.tables import Base, ContactRow, CounterRow, ErasureRow, EventRow, IdentityRow
@@ -323,6 +323,10 @@ class CampaignRow(Base):
     scheduled_at: Mapped[datetime | None]
 
 
+#: Start of the intent key of a single message: ``message:`` and 32 hexadecimal digits of what its caller named it by.
+MESSAGE_KEY = func.substr(column("intent_key"), literal_column("1"), literal_column("40"))
+
+
 class SendRow(Base):
     """The ledger: one row for one intent to mail one contact, and what became of it."""
 
@@ -390,6 +394,12 @@ class SendRow(Base):
         Index(
             "ix_send_finished", "stream", "state", "finished_at", "bounce", "complained_at",
             sqlite_where=text("finished_at IS NOT NULL"), postgresql_where=text("finished_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_send_message",
+            MESSAGE_KEY,
+            sqlite_where=text("campaign_id IS NULL"),
+            postgresql_where=text("campaign_id IS NULL"),
         ),
         # What waits for its arms: however many decided mails are held back, the next wave is found at once.
         Index(

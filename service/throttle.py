@@ -6,80 +6,26 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from features.tables import to_micros
-from service.mailboxes import DOMAINS, OTHER
+from service.mailboxes import DOMAINS, EARNED_SHARE, IDLE_DAYS, OTHER, WARM_UP, rates_of, warm_up_limits
 from service.settings import Settings
-from service.tables import DepartureRow, ThrottleRow
+from service.tables import DepartureRow, SendRow, ThrottleRow
 
 ALL = "all"
 
 #: What a bucket holds at most, in minutes of its limit (two seconds), and at least one mail.
 CAPACITY_MINUTES = 1 / 30
-#: Share of the limit that is earned. Any 60 s hold at most ``capacity + 0.98 x limit`` claimed mails: the rest up to
-#: 1.05 x limit is room for mails that wait two seconds between their claim and their departure.
-EARNED_SHARE = 0.98
 #: A clock that is behind the bucket's by less earns nothing until it has caught up (two workers' clocks differ); one
 #: that is further behind was set back, and the bucket follows it: no stall is longer than this.
 SET_BACK = timedelta(seconds=60)
 
-#: Mails a day from the first day on, by mailbox provider; after the last day any number (the ramp that SendGrid gives).
-WARM_UP = (
-    50,
-    100,
-    250,
-    500,
-    1_000,
-    2_500,
-    5_000,
-    7_500,
-    10_000,
-    15_000,
-    20_000,
-    30_000,
-    40_000,
-    55_000,
-    70_000,
-    100_000,
-)
-#: After so many days without a mail a provider has forgotten us: the ramp begins again.
-IDLE_DAYS = 30
-
 _DAY_MICROS = 86_400_000_000
-
-
-@lru_cache(maxsize=16)
-def mailbox_rates(written: str) -> Mapping[str, int]:
-    """Mails a minute by mailbox provider, from the setting ``MAILBOX_RATES``.
-
-    Raises
-    ------
-    ValueError
-        Naming the part that cannot be read.
-
-    Examples
-    --------
-    >>> mailbox_rates("gmail=600, microsoft=300")
-    {'gmail': 600, 'microsoft': 300}
-    """
-    rates: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in written.split(","))):
-        name, _, rate = (word.strip() for word in part.partition("="))
-        if name not in DOMAINS and name != OTHER:
-            raise ValueError(f"MAILBOX_RATES: {name!r} is no mailbox provider; there are {', '.join(DOMAINS)}, {OTHER}")
-        if not rate.isdigit() or int(rate) < 1:
-            raise ValueError(
-                f"MAILBOX_RATES: {rate!r} mails a minute to {name} cannot be kept; write {name}=N with N at least 1, "
-                f"and stop its mail with a halt of mailbox:{name}"
-            )
-        rates[name] = int(rate)
-    return rates
 
 
 def day_of(instant: datetime) -> int:
@@ -116,36 +62,10 @@ def earned(tokens: float, counted_at: datetime, now: datetime, rate_per_minute: 
     return min(tokens + gained, capacity(rate_per_minute)), now
 
 
-def warm_up_allowance(today: int, departures: Mapping[int, int]) -> int | None:
-    """Mails that may still leave today under the warm-up; None: any number.
-
-    The ramp climbs with each day on which mail left: an address that is new for three weeks but never wrote is as cold
-    as on its first day.
-
-    Parameters
-    ----------
-    departures : mapping of int to int
-        Mails by day, from the first day of the ramp on.
-
-    Examples
-    --------
-    >>> warm_up_allowance(20, {18: 50, 19: 80}), warm_up_allowance(20, {20: 30}), warm_up_allowance(60, {18: 50})
-    (250, 20, 50)
-    """
-    step, seen = 0, None
-    for day in sorted(day for day, mails in departures.items() if mails > 0 and day < today):
-        step = 1 if seen is None or day - seen > IDLE_DAYS else step + 1
-        seen = day
-    if seen is None or today - seen > IDLE_DAYS:
-        step = 0
-    return None if step >= len(WARM_UP) else max(0, WARM_UP[step] - departures.get(today, 0))
-
-
 @dataclass
 class Room:
     """What may leave now; its rows are locked until the transaction ends."""
 
-    now: datetime
     rates: Mapping[str, int]
     #: Tokens of ``all`` and of each mailbox provider that has a rate.
     tokens: dict[str, float]
@@ -178,7 +98,7 @@ class Room:
         return max(0.0, min(waits)) if waits else None
 
     def take(self, session: Session, mails: Counter[str]) -> None:
-        """Take mails (by mailbox provider) out of the buckets, and count them as departures of the day."""
+        """Take mails (by mailbox provider) out of the buckets; as departures they count once they are attempted."""
         for mailbox, count in mails.items():
             if mailbox in self.tokens:
                 self.tokens[mailbox] -= count
@@ -193,7 +113,7 @@ class Room:
 
 def open_room(session: Session, *, now: datetime, settings: Settings) -> Room:
     """What may leave now, by the buckets and the warm-up; one worker at a time, to the end of its transaction."""
-    rates = {ALL: settings.send_rate_per_minute, **mailbox_rates(settings.mailbox_rates)}
+    rates = {ALL: settings.send_rate_per_minute, **rates_of(settings.mailbox_rates)}
     query = select(ThrottleRow).where(ThrottleRow.mailbox.in_(rates)).order_by(ThrottleRow.mailbox).with_for_update()
     rows = session.scalars(query.execution_options(populate_existing=True)).all()
     if len(rows) < len(rates):
@@ -203,16 +123,25 @@ def open_room(session: Session, *, now: datetime, settings: Settings) -> Room:
     tokens, counted_at = {}, {}
     for row in rows:
         tokens[row.mailbox], counted_at[row.mailbox] = earned(row.tokens, row.counted_at, now, rates[row.mailbox])
-    return Room(now, rates, tokens, counted_at, _allowances(session, now, settings))
+    return Room(rates, tokens, counted_at, _allowances(session, now, settings))
 
 
 def _allowances(session: Session, now: datetime, settings: Settings) -> dict[str, int]:
+    """What the warm-up lets leave today beside what has left and what a worker holds: its claimed mails."""
     if settings.warm_up_from is None:
         return {}
     today = day_of(now)
-    first_day = settings.warm_up_from.toordinal() - date(1970, 1, 1).toordinal()
+    began = settings.warm_up_from.toordinal() - date(1970, 1, 1).toordinal()
+    # In this order: what a worker begins meanwhile is counted twice, not missed.
+    held: dict[str | None, int] = dict(
+        session.execute(
+            select(SendRow.mailbox, func.count())
+            .where(SendRow.state == "claimed", SendRow.is_holdout.is_(False))
+            .group_by(SendRow.mailbox)
+        ).all()
+    )
     departures: dict[str, dict[int, int]] = {mailbox: {} for mailbox in (*DOMAINS, OTHER)}
-    since = max(min(first_day, today), today - len(WARM_UP) * (IDLE_DAYS + 1))  # farther back lies no ramp of today
+    since = today - len(WARM_UP) * (IDLE_DAYS + 1)  # farther back lies no warm-up of today
     rows = session.execute(
         select(DepartureRow.mailbox, DepartureRow.day, DepartureRow.mails).where(
             DepartureRow.day >= since, DepartureRow.day <= today
@@ -220,20 +149,29 @@ def _allowances(session: Session, now: datetime, settings: Settings) -> dict[str
     )
     for mailbox, day, mails in rows:
         departures.setdefault(mailbox, {})[day] = mails
-    allowances = {mailbox: warm_up_allowance(today, mails) for mailbox, mails in departures.items()}
-    return {mailbox: left for mailbox, left in allowances.items() if left is not None}
+    allowances: dict[str, int] = {}
+    for mailbox, by_day in departures.items():
+        [limit] = warm_up_limits(by_day, [today], began=began)
+        if limit is not None:
+            allowances[mailbox] = max(0, limit - by_day.get(today, 0) - held.get(mailbox, 0))
+    return allowances
 
 
 def count_departures(session: Session, mails: Mapping[str, int], *, now: datetime) -> None:
-    """Add mails (by mailbox provider; negative: they did not leave after all) to the day's departures."""
+    """Add mails (by mailbox provider; negative: they did not leave after all) to the day's departures.
+
+    No day falls below 0: what is given back after midnight had left the day before.
+    """
     day = day_of(now)
-    rows = [{"day": day, "mailbox": mailbox, "mails": count} for mailbox, count in sorted(mails.items()) if count]
-    if rows:
-        statement = _insert(session)(DepartureRow).values(rows)
+    for mailbox, count in sorted(mails.items()):  # by row: what is added may be negative, what is put in first may not
+        if not count:
+            continue
+        statement = _insert(session)(DepartureRow).values(day=day, mailbox=mailbox, mails=max(0, count))
+        after = DepartureRow.mails + count
         session.execute(
             statement.on_conflict_do_update(
                 index_elements=[DepartureRow.day, DepartureRow.mailbox],
-                set_={"mails": DepartureRow.mails + statement.excluded.mails},
+                set_={"mails": case((after < 0, 0), else_=after)},
             )
         )
 

@@ -40,7 +40,6 @@ from service.links import LinkBook
 from service.providers.base import provider_from_url
 from service.settings import Settings
 from service.tables import SendRow
-from service.throttle import mailbox_rates
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,6 @@ class Worker:
         self._lake_due_at = clock.now()
         self._lake_failures = 0
         self._lake_lock = threading.Lock()
-        mailbox_rates(settings.mailbox_rates)  # what cannot be read is said at the start, not at the first mail
         self._agent = DeliveryAgent(self.provider, database, clock=clock, settings=settings)
         self._batch = SMALLEST_BATCH
         self._sent_at = time.monotonic()

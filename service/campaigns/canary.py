@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from scipy import special
 from sqlalchemy import ColumnElement, String, and_, cast, func, or_, select, update
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from features.tables import EventRow, to_micros
 from features.vocabulary import EMAIL_BOUNCED, EMAIL_COMPLAINED, UNSUBSCRIBED
 from service.campaigns.overdue import settle_overdue
+from service.flow.schedule import WATCHED
 from service.halts import take_back
 from service.settings import Settings
 from service.tables import CampaignRow, SendRow
@@ -23,8 +24,6 @@ log = logging.getLogger(__name__)
 WHO = "kairos"
 #: Level of the one-sided lower bound that has to lie above a limit.
 ALPHA = 0.05
-#: A mail counts as watched once it has been out so long: half of those who complain or leave do so within the hour.
-WATCHED = timedelta(minutes=60)
 #: Share of the canary that has to have been watched; the rest may still be deferred by a slow provider.
 WATCHED_SHARE = 0.9
 

@@ -242,7 +242,7 @@ def planned_sends(
         canary_share=campaign.canary_share or 0.0,
     )
     limits = limits_of(settings, campaign.objective)
-    if campaign.corrects and limits.frequency_cap:  # who got the wrong mail must not go without the right one
-        limits = replace(limits, frequency_cap=limits.frequency_cap + 1)
+    if campaign.corrects:
+        limits = replace(limits, extra_cap=1)
     sends = schedule(session, intent, audience.contact_keys, hours, limits, now=now)
     return sends, len(audience.contact_keys), audience.unknown

@@ -142,7 +142,7 @@ def find_audience(session: Session, rule: Mapping[str, Any], *, as_of: datetime)
     query = select(ContactRow.contact_key).where(ContactRow.created_at <= as_of)
     if "sends_of" in rule:
         query = query.where(ContactRow.contact_key.in_(_contacts_of(rule["sends_of"])))
-    rows = session.scalars(query.order_by(ContactRow.contact_key))
+    rows = session.connection().execute(query.order_by(ContactRow.contact_key)).scalars()  # a million need no objects
     return Audience(np.fromiter(rows, dtype=np.int64), (), as_of)
 
 

@@ -83,10 +83,15 @@ class Rehearsal:
     dead_links: tuple[dict[str, str], ...] | None = None
 
     def with_links(self, found: Mapping[str, str | None]) -> Rehearsal:
-        """The same with what `service.link_check.check_links` found."""
+        """The same with what `service.link_check.check_links` found, and how many links it did not look at."""
         dead = tuple({"url": url, "says": why} for url, why in found.items() if why is not None)
         warning = {"kind": "dead-link", "says": f"{len(dead)} link(s) do not answer", "mails": len(self.samples)}
-        return replace(self, dead_links=dead, warnings=(*self.warnings, *([warning] if dead else [])))
+        warnings = [*self.warnings, *([warning] if dead else [])]
+        unasked = sum(link not in found for link in self.links)
+        if unasked:
+            says = f"{unasked} of {len(self.links)} links were not asked: only the first {len(found)} are"
+            warnings.append({"kind": "links-not-asked", "says": says, "mails": 0})
+        return replace(self, dead_links=dead, warnings=tuple(warnings))
 
 
 def rehearse_campaign(

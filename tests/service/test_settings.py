@@ -1,5 +1,7 @@
 """Laws of the settings: documented where users look, and refused with the value when wrong."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -19,6 +21,15 @@ def test_a_wrong_setting_is_named(tmp_path, name, value):
     """The error names the setting and what it got."""
     with pytest.raises(ValidationError, match=name):
         Settings(home=tmp_path, _env_file=None, **{name: value})
+
+
+def test_every_line_of_the_env_example_stands_for_its_default(tmp_path):
+    """Uncommented as it is, the file loads and changes nothing: what is empty there is unset."""
+    env = tmp_path / ".env"
+    written, found = re.subn(r"^# (?=[A-Z_]+=)", "", as_env_example(), flags=re.MULTILINE)
+    assert found == len(Settings.model_fields)
+    env.write_text(written)
+    assert Settings(_env_file=env) == Settings(_env_file=None)
 
 
 def test_secrets_are_made_once_and_kept(tmp_path):

@@ -8,19 +8,21 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import update
 
 from service.database import Database
+from service.mailboxes import WARM_UP, warm_up_limits
 from service.settings import Settings
+from service.tables import DepartureRow, SendRow
 from service.throttle import (
     ALL,
-    WARM_UP,
     capacity,
     count_departures,
+    day_of,
     earned,
-    mailbox_rates,
     open_room,
-    warm_up_allowance,
 )
+from tests.service.mailing import plan, subscribe
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 
@@ -98,20 +100,39 @@ def test_the_warm_up_climbs_with_the_days_on_which_mail_left(any_database: Datab
     with any_database.writing() as session:
         room = open_room(session, now=NOW, settings=cold)
         assert room.left("gmail") == 50
-        count_departures(session, {"gmail": 25}, now=NOW)
+        count_departures(session, {"gmail": 30, "yahoo": -2}, now=NOW)
+        count_departures(session, {"gmail": -5}, now=NOW)
     with any_database.writing() as session:
         assert open_room(session, now=NOW, settings=cold).left("gmail") == 25
         tomorrow = NOW + timedelta(days=1)
         room = open_room(session, now=tomorrow, settings=cold)
         assert (room.left("gmail"), room.left("yahoo")) == (100, 50)
+        count_departures(session, {"gmail": -1000}, now=NOW)
+        assert session.get_one(DepartureRow, {"day": day_of(NOW), "mailbox": "gmail"}).mails == 0
     days = {day: 1000 for day in range(100, 100 + len(WARM_UP))}
-    assert warm_up_allowance(100 + len(WARM_UP), days) is None
-    assert warm_up_allowance(100 + len(WARM_UP) + 30, days) == 50
-    assert [warm_up_allowance(100 + n, {day: 1 for day in range(100, 100 + n)}) for n in range(16)] == list(WARM_UP)
+    end = 100 + len(WARM_UP)
+    assert warm_up_limits(days, [*range(100, end), end, end + 30], began=100) == [*WARM_UP, None, 50]
+    assert warm_up_limits(days, [90, 101], began=101) == [50, 50]
 
 
-@pytest.mark.parametrize(("written", "says"), [("gmail=0", "at least 1"), ("gnail=5", "'gnail'"), ("gmail", "''")])
+def test_what_a_worker_holds_is_taken_off_the_warm_up_until_it_counts_as_departed(
+    any_database: Database, settings: Settings
+) -> None:
+    """Three claimed mails leave room for 47; held-out ones and those that are attempted take none of it."""
+    cold = settings.model_copy(update={"warm_up_from": NOW.date()})
+    keys = subscribe(any_database, 6, now=NOW)
+    ids = plan(any_database, keys, now=NOW, mailbox="gmail")
+    with any_database.writing() as session:
+        session.execute(update(SendRow).where(SendRow.send_id.in_(ids)).values(state="claimed"))
+        session.execute(update(SendRow).where(SendRow.send_id == ids[0]).values(is_holdout=True))
+        session.execute(update(SendRow).where(SendRow.send_id.in_(ids[1:3])).values(state="attempting"))
+        assert open_room(session, now=NOW, settings=cold).allowance["gmail"] == 47
+        count_departures(session, {"gmail": 2}, now=NOW)
+        assert open_room(session, now=NOW, settings=cold).allowance["gmail"] == 45
+
+
+@pytest.mark.parametrize(("written", "says"), [("gmail=0", "at least 1"), ("gnail=5", "gnail=5"), ("gmail", "no rate")])
 def test_a_rate_that_cannot_be_kept_is_refused(written: str, says: str) -> None:
     """A rate of zero, a provider that is none, a rate that is missing: named, with the remedy."""
     with pytest.raises(ValueError, match=says):
-        mailbox_rates(written)
+        Settings(mailbox_rates=written, _env_file=None)

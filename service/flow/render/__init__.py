@@ -208,7 +208,9 @@ def _draft(given: RenderInput | RenderFailure, house: _House) -> _Draft | Render
         page = fill(compiled.html, context)
         text = tidy(fill(compiled.text, context)) + "\n"
         # A template may have forgotten it, or show it to some only: nobody gets marketing mail without a way out.
-        if given.stream != "transactional" and f"{LINK_BEGIN}{unsubscribe_url}" not in page:
+        if (
+            given.stream != "transactional" and f"{LINK_BEGIN}{unsubscribe_url}" not in text
+        ):  # the text has what is shown
             page, text = with_way_out(page, text, unsubscribe_url, house.postal_address)
     except Exception as error:
         return _failure(given, error)

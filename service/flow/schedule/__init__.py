@@ -24,13 +24,17 @@ from service.flow.schedule.intent import (
 from service.flow.schedule.objective import engagement, profit
 from service.flow.schedule.people import CAP_WINDOW_DAYS, COUNTED_STATES, find_people
 from service.flow.schedule.placing import NO_SLOT_IN_WINDOW, Draws, place
-from service.flow.schedule.window import Waves, Window, canary_wait
+from service.flow.schedule.window import WATCHED, Waves, Window
 from service.flow.schedule.writing import write_sends
+
+#: Plans that are made until none has more mails on a day than its warm-up lets leave; the last one has for sure.
+MOST_PLANS = 4
 
 __all__ = [
     "CAP_WINDOW_DAYS",
     "COUNTED_STATES",
     "NO_SLOT_IN_WINDOW",
+    "WATCHED",
     "Economy",
     "Intent",
     "Limits",
@@ -38,7 +42,6 @@ __all__ = [
     "Sends",
     "Waves",
     "as_utc",
-    "canary_wait",
     "check_waves",
     "schedule",
     "write_sends",
@@ -65,7 +68,8 @@ def schedule(
     Raises
     ------
     Invalid
-        If the window is empty or has passed, the timing is not known, or a rate lets nothing leave.
+        If the window is empty, has passed or is too short for its canary, the timing is not known, or a rate lets
+        nothing leave.
     """
     check_intent(intent, now)
     check_limits(limits)
@@ -75,6 +79,15 @@ def schedule(
         values = engagement(hours, len(contact_keys))
     else:
         values = profit(session, contact_keys, hours, limits.economy, now=now)
-    capacity = find_capacity(session, window, people.mailboxes, limits)
+    capacity = find_capacity(session, window, people.mailboxes, limits, intent.stream, now=now)
     draws = Draws(limits.salt, intent, contact_keys)
-    return replace(place(people, values, intent, limits, draws, window, capacity), contact_key=contact_keys)
+    sends = place(people, values, intent, limits, draws, window, capacity)
+    for plans in range(2, MOST_PLANS + 1):
+        # A day without mail is no step of the warm-up: then the days after it take less than was thought.
+        leaves = (sends.state == "planned") & ~sends.is_holdout
+        used = capacity.as_used(sends.due_at[leaves], people.mailbox[leaves], for_sure=plans == MOST_PLANS)
+        if used is None:
+            break
+        capacity = used
+        sends = place(people, values, intent, limits, draws, window, capacity)
+    return replace(sends, contact_key=contact_keys)

@@ -25,6 +25,8 @@ SAMPLE = 20_000
 BLOCK = 65_536
 #: Smoothing of the dual, in shares of the mean value: each step starts from the prices of the one before.
 TEMPERATURES = (0.1, 0.03, 0.01, 0.003)
+#: What a draw is multiplied by to draw again: its low digits, which the first draw did not look at, become the draw.
+AGAIN = 1_048_583
 #: Later options cost this share of the mean value more, over all of them: equal hours go to the earlier one.
 LATENESS = 1e-5
 
@@ -226,7 +228,7 @@ class _Desk:
         rows = np.arange(len(chosen))
         return np.where(chosen >= 0, self.value[rows, np.maximum(column, 0)], 0.0).astype(np.float64)
 
-    def choose(self, cost: Floats, rows: Ints) -> tuple[Ints, Floats, Floats]:
+    def choose(self, cost: Floats, rows: Ints, tries: int = 0) -> tuple[Ints, Floats, Floats]:
         """Of each row: the option that gains most over its cost (-1 where none does), that gain, and the lead.
 
         The lead is what is lost by taking the next best option, or none, instead.
@@ -252,7 +254,7 @@ class _Desk:
                 lead[part] = np.where(takes, np.minimum(np.minimum(best - np.maximum(other, 0.0), best), same), 0.0)
         drawn = self.indifferent[rows] & (chosen >= 0)
         if drawn.any():
-            chosen[drawn] = self._drawn(cost, rows[drawn])
+            chosen[drawn] = self._drawn(cost, rows[drawn], tries)
             lead[drawn] = 0.0
         return chosen, gain, lead
 
@@ -273,14 +275,18 @@ class _Desk:
             at[classes[better], columns[better]] = option
         return at, least.astype(np.float32), second.astype(np.float32)
 
-    def _drawn(self, cost: Floats, rows: Ints) -> Ints:
-        """One of the options that cost the class no more than its cheapest, each equally likely."""
+    def _drawn(self, cost: Floats, rows: Ints, tries: int) -> Ints:
+        """One of the options that cost the class no more than its cheapest, each equally likely.
+
+        Who tries again draws anew: all who found an option full have draws that lie close together.
+        """
         is_cheap = cost <= cost.min(axis=1, keepdims=True) + 1e-3 * self.scale
         is_cheap &= np.isfinite(cost)
         count = is_cheap.sum(axis=1)
         order = np.argsort(~is_cheap, axis=1, kind="stable")
         classes = self.class_of[rows]
-        return np.asarray(order[classes, (self.draws[rows] * count[classes]).astype(np.int64)])
+        draws = self.draws[rows] if not tries else self.draws[rows] * (AGAIN * tries) % 1.0
+        return np.asarray(order[classes, (draws * count[classes]).astype(np.int64)])
 
     def give_out(self, cost: Floats, room: Ints, rows: Ints, spread: float = 0.0) -> Ints:
         """Option of each of ``rows`` at this cost, -1 where it gets none; ``room`` is lessened by what they take.
@@ -291,9 +297,10 @@ class _Desk:
         options = self.options
         chosen = np.full(len(rows), -1, dtype=np.int64)
         waiting = np.arange(len(rows))
+        tries = 0
         while len(waiting):
             is_open = np.all(room[options.uses] > 0, axis=2)
-            wish, _, lead = self.choose(np.where(is_open, cost, np.inf), rows[waiting])
+            wish, _, lead = self.choose(np.where(is_open, cost, np.inf), rows[waiting], tries)
             waiting, wish, lead = waiting[wish >= 0], wish[wish >= 0], lead[wish >= 0]
             if not len(waiting):
                 break
@@ -309,6 +316,7 @@ class _Desk:
             for use in range(taken.shape[1]):
                 room -= np.bincount(taken[fits, use], minlength=len(room))
             waiting = waiting[~fits]
+            tries += 1
         return chosen
 
     def _shared_out(self, cost: Floats, rows: Ints, wish: Ints, spread: float) -> Ints:

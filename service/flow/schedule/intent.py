@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import Invalid
+from service.suppression import SNOOZED
 
 MAX_WAVES = 96
 #: Longest window: its slots are looked at for every class of contacts.
@@ -33,8 +34,8 @@ class Intent:
         Parts, spread evenly over the window, that a send ``at_start`` is cut into, so that each part's arms are drawn
         from what the parts before it have taught. The other timings leave in hourly waves by themselves.
     canary_share : float
-        Share of the sends, drawn evenly among those not held out, that leaves first; the others wait for
-        `canary_wait`.
+        Share of the sends that leaves first; the others wait until the last of it was out for `WATCHED`. It is drawn
+        evenly among those not held out whose first allowed hour is early: see `service.flow.schedule.placing`.
     """
 
     key: str
@@ -83,6 +84,9 @@ class Limits:
     warm_up_from: date | None = None
     #: None: human engagement is maximised; else expected profit.
     economy: Economy | None = None
+    #: Mails beyond the cap, also the contact's own, that this plan may have: 1 for a correction, for who got the wrong
+    #: mail must not go without the right one.
+    extra_cap: int = 0
     #: `Settings.sandbox`: the addresses and domains that get any mail; empty allows every one.
     sandbox: str = ""
 
@@ -166,7 +170,11 @@ class Sends:
     def counts(self) -> dict[str, int]:
         """Contacts by state, with the reason behind a colon where there is one."""
         pairs = Counter(zip(self.state.tolist(), self.reason.tolist(), strict=True))
-        labels = {state if why is None else f"{state}: {why}": count for (state, why), count in pairs.items()}
+        labels: Counter[str] = Counter()
+        for (state, why), count in pairs.items():
+            if why is not None and why.startswith(SNOOZED):  # until when is each contact's own
+                why = SNOOZED
+            labels[state if why is None else f"{state}: {why}"] += count
         return dict(sorted(labels.items()))
 
 

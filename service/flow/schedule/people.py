@@ -17,7 +17,7 @@ from service.flow.schedule.chunks import chunks, columns_of, near, places
 from service.flow.schedule.intent import Intent, Limits
 from service.flow.schedule.window import Window, exists
 from service.mailboxes import mailbox_of
-from service.suppression import EMAIL, NOT_IN_SANDBOX, address_hmac, sandbox_refuses
+from service.suppression import EMAIL, NOT_IN_SANDBOX, address_hmac, sandbox_refuses, snoozed_until
 from service.tables import ConsentRow, PreferenceRow, SendRow, SuppressionRow
 
 CAP_WINDOW_DAYS = 7
@@ -29,7 +29,6 @@ COUNTED_STATES = ("planned", "claimed", "attempting", "accepted", "unknown", "he
 OWN_ZONE = "the contact's"
 NO_ZONE = "the installation's: the contact's is not known"
 WRONG_ZONE = "the installation's: the contact's is no IANA zone"
-SNOOZED = "the contact asked for a pause that lasts beyond the window"
 
 
 class Codes:
@@ -64,8 +63,9 @@ class People:
         Numbers of ``zones`` and ``mailboxes``.
     reason : ndarray of object
         Why the contact gets no mail in this window; None where it may.
-    not_before : ndarray of int64
-        From when on the cap and its own pause let it; microseconds since 1970 UTC, 0 where nothing stands against it.
+    not_before, not_after : ndarray of int64
+        From when on and until when the cap and its own pause let it; microseconds since 1970 UTC, 0 and the window's
+        end where nothing stands against it.
     """
 
     zone: np.ndarray
@@ -76,7 +76,7 @@ class People:
     mailboxes: tuple[str, ...]
     reason: np.ndarray
     not_before: np.ndarray
-    caps: Caps
+    not_after: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -101,26 +101,38 @@ class Caps:
         whose = "the contact's own cap" if self.is_own[row] else "frequency cap"
         return f"{whose}: {self.most[row]} mails in {CAP_WINDOW_DAYS} days"
 
-    def free_from(self, end: int) -> np.ndarray:
-        """From when on each contact is below its cap, as far as mails before ``end`` go; 0 where it is anyway."""
-        free = np.zeros(len(self.most), dtype=np.int64)
-        before = self.at < end
-        row, at = self.row[before], self.at[before]
-        last = np.searchsorted(row, row, side="right")
-        # The cap-th last mail has to be seven days old.
-        decides = np.flatnonzero((self.most[row] > 0) & (last - np.arange(len(row)) == self.most[row]))
-        free[row[decides]] = at[decides] + CAP_WINDOW_MICROS
-        return free
+    def gaps(self, not_before: np.ndarray, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """From when and until when a further mail keeps each contact's cap, and the contacts whose cap it never keeps.
 
-    def passed_by(self, due: np.ndarray) -> np.ndarray:
-        """Contacts that a further mail at ``due`` would bring above the cap in some seven days, also later ones."""
-        index = np.arange(len(self.row))
-        last = index + self.most[self.row] - 1
+        No seven days may hold more mails than the cap, whether the others come before or after. Of several gaps the
+        earliest that lasts a day is taken, or else the longest. Without a mail that stands against it the gap of a
+        contact is from ``not_before`` to ``end``.
+
+        Parameters
+        ----------
+        not_before : ndarray of int64, shape (n_contacts,)
+        begin, end : int
+            The window.
+        """
+        start, until = not_before.copy(), np.full(len(not_before), end, dtype=np.int64)
+        last = np.arange(len(self.row)) + self.most[self.row] - 1
         whole = (self.most[self.row] > 0) & (last < len(self.row))
         whole[whole] &= self.row[last[whole]] == self.row[whole]
-        row, first, last_at = self.row[whole], self.at[whole], self.at[last[whole]]
-        span = np.maximum(last_at, due[row]) - np.minimum(first, due[row])
-        return np.unique(row[span < CAP_WINDOW_MICROS])
+        whole[whole] &= self.at[last[whole]] - self.at[whole] < CAP_WINDOW_MICROS
+        if not whole.any():
+            return start, until, np.empty(0, dtype=np.int64)
+        # As many mails as the cap allows lie within seven days: none may be added between ``low`` and ``high``.
+        row, low, high = self.row[whole], self.at[last[whole]] - CAP_WINDOW_MICROS, self.at[whole] + CAP_WINDOW_MICROS
+        is_last = np.append(row[1:] != row[:-1], True)
+        opens = np.where(np.append(True, is_last[:-1]), 0, np.append(0, high[:-1]))
+        gap_row = np.concatenate([row, row[is_last]])
+        opens = np.maximum(np.concatenate([opens, high[is_last]]), not_before[gap_row])
+        closes = np.minimum(np.append(low, np.full(is_last.sum(), end)), end)
+        length = np.minimum(closes - np.maximum(opens, begin), DAY_MICROS)
+        order = np.lexsort((opens, -length, gap_row))
+        best = order[np.append(True, np.diff(gap_row[order]) != 0)]
+        start[gap_row[best]], until[gap_row[best]] = opens[best], closes[best]
+        return start, until, gap_row[best][length[best] <= 0]
 
 
 def find_people(session: Session, intent: Intent, contact_keys: np.ndarray, limits: Limits, window: Window) -> People:
@@ -161,13 +173,16 @@ def find_people(session: Session, intent: Intent, contact_keys: np.ndarray, limi
     row = np.concatenate([part[0] for part in counted]) if counted else np.empty(0, dtype=np.int64)
     at = np.concatenate([part[1] for part in counted]) if counted else np.empty(0, dtype=np.int64)
     order = np.lexsort((at, row))
+    most[most > 0] += limits.extra_cap
     caps = Caps(most, is_own, row[order], at[order])
     texts = reasons.array()[reason]
     may = reason == 1
-    texts[may & (not_before >= window.end)] = SNOOZED
-    free = caps.free_from(window.end)
-    for capped in np.flatnonzero(may & (texts == None) & (free >= window.end)).tolist():  # noqa: E711
-        texts[capped] = caps.reason(capped)
+    for one in np.flatnonzero(may & (not_before >= window.end)).tolist():
+        texts[one] = snoozed_until(from_micros(int(not_before[one])))
+    starts, until, capped = caps.gaps(not_before, window.begin, window.end)
+    for one in capped.tolist():
+        if texts[one] is None:
+            texts[one] = caps.reason(one)
     # A mail planned for later in the week counts too: the plan that came first keeps its place.
     return People(
         zone=zone,
@@ -176,8 +191,8 @@ def find_people(session: Session, intent: Intent, contact_keys: np.ndarray, limi
         mailbox=mailbox,
         mailboxes=tuple(str(name) for name in mailboxes.texts),
         reason=texts,
-        not_before=np.maximum(not_before, free),
-        caps=caps,
+        not_before=starts,
+        not_after=until,
     )
 
 

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from features.events import HOUR_MICROS
-from features.tables import from_micros, to_micros
+from features.tables import from_micros
+from service.errors import Invalid
 from service.flow.schedule.assignment import Options, assign, give_out, ruled_by
 from service.flow.schedule.capacity import Capacity
 from service.flow.schedule.intent import Intent, Limits, Placement, Sends
 from service.flow.schedule.objective import Values
 from service.flow.schedule.people import People
-from service.flow.schedule.window import Clocks, Waves, Window, canary_wait
+from service.flow.schedule.window import WATCHED, Clocks, Waves, Window
 from service.quiet_hours import is_quiet
 from training.policies.base import hashed_draws
 
 NO_SLOT_IN_WINDOW = "no allowed hour left in the window"
+#: Of those whose first allowed hour is earliest, so many are drawn from for each of the canary.
+CANARY_POOL = 4
 NO_SLOT_AFTER_CANARY = "no allowed hour left in the window once the canary has been watched"
 
 
@@ -52,7 +55,9 @@ class Classes:
     hour : ndarray of int64, shape (n_classes, n_slots)
         Local hour of each slot.
     is_open : ndarray of bool, shape (n_classes, n_slots)
-        Inside the window, outside quiet hours, after the contact's pause and cap.
+        Inside the window, outside quiet hours, where the contact's pause and cap let it.
+    begins : ndarray of int64, shape (n_classes, n_slots)
+        First instant at which a contact of the class leaves in each slot.
     uses : ndarray of int64, shape (n_classes, n_slots, 3)
     wave : ndarray of int64, shape (n_classes,)
     """
@@ -60,6 +65,7 @@ class Classes:
     of: np.ndarray
     hour: np.ndarray
     is_open: np.ndarray
+    begins: np.ndarray
     uses: np.ndarray
     zone: np.ndarray
     wave: np.ndarray
@@ -77,19 +83,23 @@ class Classes:
             part, n_parts = (draws.minute * 4).astype(np.int64), 4
         mailbox = people.mailbox if capacity.by_mailbox else np.zeros_like(people.mailbox)
         first = np.searchsorted(window.slots, people.not_before)
+        ends = np.where(people.not_after < window.end, people.not_after, window.end + HOUR_MICROS)
+        behind = np.searchsorted(window.slots + HOUR_MICROS, ends, side="right")
         sizes = (n_parts, max(1, len(people.mailboxes)), n_slots + 1)
-        key = ((people.zone * sizes[0] + part) * sizes[1] + mailbox) * sizes[2] + first
+        key = (((people.zone * sizes[0] + part) * sizes[1] + mailbox) * sizes[2] + first) * sizes[2] + behind
         keys, of = np.unique(key, return_inverse=True)
+        keys, behind = np.divmod(keys, sizes[2])
         keys, first = np.divmod(keys, sizes[2])
         keys, mailbox = np.divmod(keys, sizes[1])
         zone, part = np.divmod(keys, sizes[0])
         begins, ends = _instants(intent, window, waves, part)
         hour = clocks.local_hour(zone[:, None], begins)
-        is_open = (begins >= window.begin) & (ends < window.end) & (np.arange(n_slots) >= first[:, None])
+        slot = np.arange(n_slots)
+        is_open = (begins >= window.begin) & (ends < window.end) & (slot >= first[:, None]) & (slot < behind[:, None])
         if intent.stream == "marketing":
             is_open &= ~is_quiet(hour, limits.quiet_hours)
             is_open &= ~is_quiet(clocks.local_hour(zone[:, None], ends), limits.quiet_hours)
-        return cls(of, hour, is_open, capacity.uses[mailbox], zone, part)
+        return cls(of, hour, is_open, begins, capacity.uses[mailbox], zone, part)
 
     def options(self, is_open: np.ndarray, order: np.ndarray | None = None) -> Options:
         """The slots, one option each; in ``order`` where they are to be gone through."""
@@ -145,8 +155,10 @@ def place(
 ) -> Sends:
     """Each contact's slot and the reason for it; what it takes of the capacity is reserved in the order of the roles.
 
-    First the canary, at the first hour open to each of it; then those who draw their hour, so that the random-hour
-    share is what it was meant to be however tight the hours are; then all others jointly, at prices.
+    First the canary, at the first hour open to each of it, drawn from those whose first hour is early: who has to
+    wait for the morning at the window's far end is not watched, so that nobody waits for them. Then those who draw
+    their hour, so that the random-hour share is what it was meant to be however tight the hours are; then all others
+    jointly, at prices.
     """
     n, n_slots = len(people.zone), len(window.slots)
     clocks = Clocks(people.zones, window.begin, window.end)
@@ -157,20 +169,22 @@ def place(
     if values.gain is not None:
         takes &= values.value.max(axis=1, initial=-np.inf) > 0
     is_holdout = (draws.holdout < intent.holdout_share) | (draws.global_holdout < limits.global_holdout)
-    is_canary = takes & ~is_holdout & (draws.canary < intent.canary_share)
-    later = classes.is_open
-    if intent.canary_share:
-        wait = canary_wait(from_micros(window.end) - intent.window_start)
-        later = later & (window.slots >= to_micros(intent.window_start + wait))
+    first_open = classes.is_open.argmax(axis=1) if n_slots else np.zeros(len(classes.zone), dtype=np.int64)
+    canary_share = _canary_shares(classes, first_open, takes & ~is_holdout, intent.canary_share)
+    is_canary = draws.canary < canary_share
     room = capacity.places.copy()
     chosen = np.full(n, -1, dtype=np.int64)
     why = np.full(n, "fixed", dtype=object)
-    first_open = classes.is_open.argmax(axis=1)
     rows = np.flatnonzero(is_canary)
     chosen[rows] = give_out(of[rows], classes.options(classes.is_open), room, draws=draws.slot[rows], in_order=True)
     why[rows[chosen[rows] != first_open[of[rows]]]] = "full"
     unbound_of_others = _worth(values, classes, rows, first_open[of[rows]])
     rest = takes & ~is_canary
+    later = classes.is_open
+    rows = rows[chosen[rows] >= 0]
+    if len(rows):
+        last = int(_due(intent, window, waves, classes, draws, np.maximum(chosen, 0))[rows].max())
+        later = _after_canary(classes, np.unique(of[rest]), last, window)
     propensity = np.ones(n)
     at_most_below, prices = 0.0, np.zeros(len(room))
     if intent.timing == "at_start":
@@ -212,7 +226,7 @@ def place(
         best[rows] = np.where(chosen[rows] >= 0, chosen[rows], best[rows])
         share = 1.0 if intent.timing == "spread" else limits.explore_share
         propensity = _hour_propensities(
-            classes, later, chosen, best, np.where(values.is_indifferent, 1.0, share), intent, is_holdout, first_open
+            classes, later, chosen, best, np.where(values.is_indifferent, 1.0, share), canary_share, first_open
         )
     is_placed = chosen >= 0
     slot = np.maximum(chosen, 0)
@@ -227,9 +241,6 @@ def place(
         reason[poor] = _unprofitable(values, poor, limits.economy.currency)
     barred = np.array([text is not None for text in people.reason.tolist()], dtype=bool)
     state[barred], reason[barred] = "suppressed", people.reason[barred]
-    for row in _passed(people, due, is_placed):
-        state[row], reason[row] = "suppressed", people.caps.reason(row)
-        is_placed[row] = False
     expected = np.full(n, np.nan)
     if values.is_known:
         rows = np.flatnonzero(is_placed)
@@ -260,6 +271,34 @@ def place(
             zones=people.zone_sources,
         ),
     )
+
+
+def _canary_shares(classes: Classes, first_open: np.ndarray, may: np.ndarray, share: float) -> np.ndarray:
+    """Chance of each contact to be of the canary: the same for all of the earliest, nothing for the others."""
+    chance = np.zeros(len(may))
+    has_open = np.asarray(classes.is_open.any(axis=1))
+    may = may & has_open[classes.of]
+    n = int(may.sum())
+    if share and n:
+        first = first_open[classes.of]
+        pool = int(np.ceil(min(1.0, CANARY_POOL * share) * n))
+        earliest = may & (first <= np.partition(first[may], pool - 1)[pool - 1])
+        chance[earliest] = share * n / earliest.sum()
+    return chance
+
+
+def _after_canary(classes: Classes, others: np.ndarray, last: int, window: Window) -> np.ndarray:
+    """Slots open to each class once the canary, whose last mail is due at ``last``, has been watched."""
+    opens = last + WATCHED // timedelta(microseconds=1)
+    later = classes.is_open & (classes.begins >= opens)
+    if classes.is_open[others].any() and not later[others].any():
+        raise Invalid(
+            f"the window from {from_micros(window.begin):%Y-%m-%d %H:%M} to {from_micros(window.end):%Y-%m-%d %H:%M} "
+            f"UTC is too short for a canary: its last mail is due at {from_micros(last):%H:%M} UTC, the others may "
+            f"leave from {from_micros(opens):%Y-%m-%d %H:%M} UTC on, and no allowed hour of theirs is left; end the "
+            "window later, or set canary_share to 0"
+        )
+    return later
 
 
 def _slots(slot_of: np.ndarray, of: np.ndarray, option: np.ndarray) -> np.ndarray:
@@ -308,8 +347,7 @@ def _hour_propensities(
     chosen: np.ndarray,
     best: np.ndarray,
     share: np.ndarray,
-    intent: Intent,
-    is_holdout: np.ndarray,
+    canary_share: np.ndarray,
     first_open: np.ndarray,
 ) -> np.ndarray:
     """Probability of each contact's local hour: ``(1 - e) [it is the best] + e * allowed slots at it / allowed slots``.
@@ -326,10 +364,9 @@ def _hour_propensities(
     hour = classes.hour[of, np.maximum(chosen, 0)]
     best_hour = np.where(best >= 0, classes.hour[of, np.maximum(best, 0)], -1)
     propensity = (1.0 - share) * (hour == best_hour) + share * evenly[of, hour]
-    if intent.canary_share:
-        canary = np.where(is_holdout, 0.0, intent.canary_share)
+    if canary_share.any():
         is_first = hour == classes.hour[of, first_open[of]]
-        propensity = (1.0 - canary) * propensity + canary * is_first
+        propensity = (1.0 - canary_share) * propensity + canary_share * is_first
     return np.clip(propensity, 1e-12, 1.0)
 
 
@@ -340,12 +377,6 @@ def _due(intent: Intent, window: Window, waves: Waves, classes: Classes, draws: 
     if intent.waves > 1:
         return window.slots[slot] + waves.starts[classes.wave[classes.of]] % HOUR_MICROS
     return window.slots[slot] + window.opens[slot]
-
-
-def _passed(people: People, due: np.ndarray, is_placed: np.ndarray) -> list[int]:
-    """Contacts whose mail would take a place of their cap that a mail planned for later in the week has."""
-    passed = people.caps.passed_by(due)
-    return passed[is_placed[passed]].tolist()
 
 
 def _unplaced(
@@ -390,8 +421,8 @@ def _unprofitable(values: Values, rows: np.ndarray, currency: str) -> np.ndarray
     gain = values.gain[rows]
     texts = np.empty(len(rows), dtype=object)
     texts[:] = [
-        f"expected profit {brought - values.cost:.2f} {currency}: an expected margin of {brought:.2f} is below the "
-        f"{values.cost:.3f} that the mail and its unsubscribes cost"
+        f"expected profit {brought - values.cost:.3g} {currency}: an expected margin of {brought:.3g} is below the "
+        f"{values.cost:.3g} that the mail and its unsubscribes cost"
         for brought in gain.tolist()
     ]
     return texts

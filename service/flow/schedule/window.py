@@ -18,20 +18,9 @@ from service.flow.schedule.intent import Intent
 QUARTER_MICROS = HOUR_MICROS // 4
 #: Share of the contacts in the first of several waves: it is drawn evenly, so it is kept small.
 FIRST_WAVE_SHARE = 0.1
-#: How long all others wait for the canary; of a window shorter than ``SHORT_WINDOW``, a third of it.
-CANARY_WAIT = timedelta(hours=2)
-SHORT_WINDOW = timedelta(hours=6)
-
-
-def canary_wait(window: timedelta) -> timedelta:
-    """From the window's start to the first mail that is no canary.
-
-    Examples
-    --------
-    >>> canary_wait(timedelta(hours=24)), canary_wait(timedelta(hours=3))
-    (datetime.timedelta(seconds=7200), datetime.timedelta(seconds=3600))
-    """
-    return CANARY_WAIT if window >= SHORT_WINDOW else window / 3
+#: A mail of a canary counts as watched once it has been out so long: half of those who complain or leave do so within
+#: the hour. All others wait for the last of them.
+WATCHED = timedelta(minutes=60)
 
 
 @dataclass(frozen=True)

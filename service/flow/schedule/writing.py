@@ -24,7 +24,8 @@ GRACE = timedelta(hours=1)
 COLUMNS = (
     "send_id", "intent_key", "contact_key", "campaign_id", "stream", "topic", "template_id", "template_version",
     "state", "reason", "due_at", "not_after", "timezone", "assigned_local_hour", "hour_propensity", "hour_reason",
-    "is_holdout", "is_canary", "mailbox", "expected_value", "lease_token", "attempts", "created_at", "finished_at",
+    "is_holdout", "is_canary", "mailbox", "expected_value", "lease_token", "attempts", "created_at", "decided_at",
+    "finished_at",
 )  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def write_sends(session: Session, sends: Sends, *, now: datetime) -> int:
     if not len(sends):
         return 0
     intent = sends.intent
-    existing = _existing(session, intent)
+    existing = _existing(session, sends)
     if existing is not None:
         raise Conflict(f"{intent.key} is in the ledger already (intent {existing}); plan a new campaign to send again")
     first = allocate(session, "send_id", len(sends))
@@ -59,16 +60,26 @@ def write_sends(session: Session, sends: Sends, *, now: datetime) -> int:
     return len(sends)
 
 
-def _existing(session: Session, intent: Intent) -> str | None:
-    if intent.campaign_id == intent.key:  # found by its index; the others are few
+def _existing(session: Session, sends: Sends) -> str | None:
+    intent = sends.intent
+    if intent.campaign_id == intent.key:  # found by its index
         return session.scalar(select(SendRow.intent_key).where(SendRow.campaign_id == intent.key).limit(1))
-    begins = SendRow.intent_key.startswith(f"{intent.key}:", autoescape=True)
-    return session.scalar(select(SendRow.intent_key).where(begins).limit(1))
+    for start in range(0, len(sends), CHUNK):
+        keys = _intent_keys(intent, sends.contact_key[start : start + CHUNK].tolist())
+        existing = session.scalar(select(SendRow.intent_key).where(SendRow.intent_key.in_(keys)).limit(1))
+        if existing is not None:
+            return existing
+    return None
+
+
+def _intent_keys(intent: Intent, contact_keys: list[int]) -> list[str]:
+    return [f"{intent.key}:{key}:{intent.occurrence}" for key in contact_keys]
 
 
 def _rows(sends: Sends, first: int, now: int) -> Iterator[list[tuple[Any, ...]]]:
     intent = sends.intent
     not_after = to_micros(intent.window_end + GRACE)
+    is_decided = intent.stream == "transactional"  # no experiment has a say in it: nothing is left to be decided
     for start in range(0, len(sends), CHUNK):
         part = slice(start, min(start + CHUNK, len(sends)))
         count = part.stop - start
@@ -80,7 +91,7 @@ def _rows(sends: Sends, first: int, now: int) -> Iterator[list[tuple[Any, ...]]]
         yield list(
             zip(
                 range(first + start, first + part.stop),
-                [f"{intent.key}:{key}:{intent.occurrence}" for key in keys],
+                _intent_keys(intent, keys),
                 keys,
                 [intent.campaign_id] * count,
                 [intent.stream] * count,
@@ -102,6 +113,7 @@ def _rows(sends: Sends, first: int, now: int) -> Iterator[list[tuple[Any, ...]]]
                 [0] * count,
                 [0] * count,
                 [now] * count,
+                [now if is_decided and state == "planned" else None for state in states],
                 [None if state == "planned" else now for state in states],
                 strict=True,
             )

@@ -50,6 +50,14 @@ def upgrade() -> None:
     )
     ready = sa.text("state = 'planned' AND decided_at IS NOT NULL")
     op.create_index("ix_send_ready", "send", ["stream", "due_at"], sqlite_where=ready, postgresql_where=ready)
+    message = sa.text("campaign_id IS NULL")
+    op.create_index(
+        "ix_send_message",
+        "send",
+        [sa.text("substr(intent_key, 1, 40)")],
+        sqlite_where=message,
+        postgresql_where=message,
+    )
     op.add_column("hit", sa.Column("network", sa.String(length=32), nullable=True))
     op.add_column("hit", sa.Column("known_network", sa.String(length=40), nullable=True))
     op.add_column("hit", sa.Column("is_trap", sa.Boolean(), nullable=False, server_default=sa.false()))
@@ -126,6 +134,7 @@ def downgrade() -> None:
     op.drop_column("hit", "is_trap")
     op.drop_column("hit", "known_network")
     op.drop_column("hit", "network")
+    op.drop_index("ix_send_message", table_name="send")
     op.drop_index("ix_send_ready", table_name="send")
     op.drop_index("ix_send_undecided", table_name="send")
     op.drop_column("send", "variables")
