@@ -130,9 +130,7 @@ def release(session: Session, source: str) -> int:
     return len(session.execute(gone).all())
 
 
-def release_contact(
-    session: Session, contact_key: int, *, reason: str, by: str, pepper: str, now: datetime
-) -> str:
+def release_contact(session: Session, contact_key: int, *, reason: str, by: str, pepper: str, now: datetime) -> str:
     """Why the contact's address was on the suppression list; it is off now, and the log says who took it off and why.
 
     What a bounce, a complaint, list hygiene or a hand put there can be taken off. Consent stays as it is.

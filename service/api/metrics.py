@@ -89,7 +89,9 @@ class _Sending(Collector):
         minute_ago = now - timedelta(minutes=1)
         try:
             with self._database.reading() as session:
-                oldest = session.scalar(select(func.min(SendRow.due_at)).where(SendRow.state == "planned", leaving_allowed()))
+                oldest = session.scalar(
+                    select(func.min(SendRow.due_at)).where(SendRow.state == "planned", leaving_allowed())
+                )
                 left = {
                     stream: session.scalar(
                         select(func.count()).where(
@@ -106,13 +108,11 @@ class _Sending(Collector):
         lag = max(0.0, (now - oldest).total_seconds()) if oldest is not None else 0.0
         yield GaugeMetricFamily("kairos_queue_lag_seconds", "Since the oldest send that may leave fell due.", value=lag)
         rate = GaugeMetricFamily("kairos_sends_per_minute", "Mails accepted in the last minute.", labels=["stream"])
-        judged = f"the sends that the stream is judged by: of {WINDOW_DAYS} days, or the newest {LEAST_SENDS:,} if worse"
-        complaints = GaugeMetricFamily(
-            "kairos_complaint_rate", f"Complaints, 0-1, of {judged}.", labels=["stream"]
+        judged = (
+            f"the sends that the stream is judged by: of {WINDOW_DAYS} days, or the newest {LEAST_SENDS:,} if worse"
         )
-        bounces = GaugeMetricFamily(
-            "kairos_hard_bounce_rate", f"Hard bounces, 0-1, of {judged}.", labels=["stream"]
-        )
+        complaints = GaugeMetricFamily("kairos_complaint_rate", f"Complaints, 0-1, of {judged}.", labels=["stream"])
+        bounces = GaugeMetricFamily("kairos_hard_bounce_rate", f"Hard bounces, 0-1, of {judged}.", labels=["stream"])
         for one in health:
             rate.add_metric([one.stream], left[one.stream] or 0)
             complaints.add_metric([one.stream], one.complaint_rate)

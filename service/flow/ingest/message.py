@@ -139,8 +139,8 @@ def read_message(
         if kind in REPORTED:
             if not may_report:
                 raise MessageError(
-                    f"event {kind!r} can stop mail, and this key has no scope but ingest, as a browser's that everybody "
-                    "can read; send it from a server, with a key that has the scope write too"
+                    f"event {kind!r} can stop mail, and this key has the scope ingest only, like a browser's, which "
+                    "everybody can read; send it from a server, with a key that has the scope write too"
                 )
             address = _address_told(properties, context)
         consent = "unsubscribed" if kind == vocabulary.UNSUBSCRIBED else None

@@ -142,7 +142,7 @@ def test_what_two_looks_found_stays_until_both_are_taken_back(any_database: Data
     assert apply(any_database, second)["suppressed"] == 0
 
     assert revert(any_database, first) == 3
-    assert listed(any_database) == {hmac("desk"): ("manual", f"hygiene/{second}")}
+    assert listed(any_database) == {hmac("desk"): ("hygiene", f"hygiene/{second}")}
     assert revert(any_database, second) == 1
     assert listed(any_database) == {}
 
