@@ -284,8 +284,8 @@ def _without_others_mails(
         owners.update({str(send_id): key for send_id, key in session.execute(query)})
     addresses: dict[int, str] = {}
     for chunk in _chunks(sorted({keys[message.identity] for message in messages if message.address}), _CHUNK):
-        query = select(ContactRow.contact_key, ContactRow.email).where(ContactRow.contact_key.in_(chunk))
-        addresses.update({key: (email or "").lower() for key, email in session.execute(query)})
+        now_at = select(ContactRow.contact_key, ContactRow.email).where(ContactRow.contact_key.in_(chunk))
+        addresses.update({key: (email or "").lower() for key, email in session.execute(now_at)})
     delivered: dict[int, int] = {}
     for message in messages:
         if message.kind == EMAIL_DELIVERED:
