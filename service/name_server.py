@@ -124,7 +124,7 @@ def _place_of(server: str) -> tuple[str, int]:
         address = ""
     if not address or not 1 <= port <= 65535:
         raise Invalid(
-            f"KAIROS_DNS_SERVER is {server[:60]!r}; give an IP address, with a port or without: 192.0.2.53, 192.0.2.53:53, "
-            "2001:db8::53 or [2001:db8::53]:53"
+            f"KAIROS_DNS_SERVER is {server[:60]!r}; give an IP address, with or without a port: 192.0.2.53, "
+            "192.0.2.53:53, [2001:db8::53] or [2001:db8::53]:53"
         )
     return address, port
