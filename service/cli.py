@@ -13,6 +13,7 @@ import typer
 
 from service.commands import bounces, hygiene, reports
 from service.commands import campaigns as campaign_commands
+from service.commands import contacts as contacts_commands
 from service.commands import hits as hits_commands
 from service.commands import stop as stop_commands
 from service.commands.shared import (
@@ -59,6 +60,7 @@ def _group(name: str, says: str) -> typer.Typer:
 app.add_typer(reports.app, name="report")
 imports = _group("import", "Bring history in from files.")
 contacts_group = _group("contacts", "Contacts.")
+contacts_group.add_typer(contacts_commands.app)
 features = _group("features", "The feature store: lake and vectors.")
 models = _group("models", "The model registry.")
 outcomes = _group("outcomes", "What a model may be trained to foretell, as you declare it.")

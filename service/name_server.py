@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import dns.exception
 import dns.rdatatype
 import dns.resolver
+
+from service.errors import Invalid
 
 #: Seconds for one question, all tries together.
 TIMEOUT_SECONDS = 3.0
@@ -26,11 +30,17 @@ class NameServer:
     Parameters
     ----------
     server : str
-        ``host:port`` or ``host`` (an IP address) of the server to ask; empty: the system's.
+        ``address:port`` or ``address`` (an IP address; of version 6 with a port in brackets: ``[::1]:53``) of the
+        server to ask; empty: the system's.
+
+    Raises
+    ------
+    Invalid
+        If ``server`` is no such thing.
     """
 
     def __init__(self, server: str = "", *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        self._server = server
+        self._server = _place_of(server) if server else None
         self._timeout_seconds = timeout_seconds
         self._cache = dns.resolver.LRUCache(100_000)
         self._local = threading.local()
@@ -94,13 +104,27 @@ class NameServer:
     def _resolver(self) -> dns.resolver.Resolver:
         resolver: dns.resolver.Resolver | None = getattr(self._local, "resolver", None)
         if resolver is None:
-            resolver = dns.resolver.Resolver(configure=not self._server)
-            if self._server:
-                host, _, port = self._server.rpartition(":") if ":" in self._server else (self._server, "", "53")
-                resolver.nameservers = [host]
-                resolver.port = int(port)
+            resolver = dns.resolver.Resolver(configure=self._server is None)
+            if self._server is not None:
+                resolver.nameservers, resolver.port = [self._server[0]], self._server[1]
             resolver.lifetime = self._timeout_seconds
             resolver.timeout = self._timeout_seconds / 2
             resolver.cache = self._cache
             self._local.resolver = resolver
         return resolver
+
+
+def _place_of(server: str) -> tuple[str, int]:
+    """Address and port of a name server."""
+    found = re.fullmatch(r"\[([^]]+)\](?::(\d{1,5}))?|([^:]+)(?::(\d{1,5}))?", server)
+    host, port = (found[1] or found[3], int(found[2] or found[4] or 53)) if found else (server, 53)
+    try:
+        address = str(ipaddress.ip_address(host))
+    except ValueError:
+        address = ""
+    if not address or not 1 <= port <= 65535:
+        raise Invalid(
+            f"KAIROS_DNS_SERVER is {server[:60]!r}; give an IP address, with or without a port: 192.0.2.53, "
+            "192.0.2.53:53, [2001:db8::53] or [2001:db8::53]:53"
+        )
+    return address, port

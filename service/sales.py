@@ -19,8 +19,8 @@ what happened when, not by what arrived first. `service.flow.reward.credit` has 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any, cast
 
@@ -72,12 +72,17 @@ class OrderLines:
     has_value: Mask
 
     @classmethod
-    def of(cls, rows: list[tuple[Any, ...]]) -> OrderLines:
+    def of(cls, pages: Iterable[Sequence[Any]]) -> OrderLines:
         """Lines of (contact_key, occurred_at, seq, kind, ref, value_minor, properties of those without a value)."""
-        if not rows:
-            none = np.empty(0, dtype=np.int64)
-            no = np.empty(0, dtype=bool)
-            return cls(none, none, none, no, none, none, no, no)
+        parts = [cls._of_page(page) for page in pages if page]
+        none, no = np.empty(0, dtype=np.int64), np.empty(0, dtype=bool)
+        parts.append(cls(none, none, none, no, none, none, no, no))
+        lines = cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+        return replace(lines, order=np.unique(lines.order, return_inverse=True)[1].astype(np.int64))
+
+    @classmethod
+    def _of_page(cls, rows: Sequence[Any]) -> OrderLines:
+        """The same, with hashes of 64 bits in place of the numbers of order ids: two of one contact never meet."""
         key, at, seq, kind, ref, value, properties = zip(*rows, strict=True)
         is_order = np.array([one == ORDER_COMPLETED for one in kind], dtype=bool)
         named = [one or f"#{place}" for one, place in zip(ref, seq, strict=True)]
@@ -88,7 +93,7 @@ class OrderLines:
             occurred_at=np.array(at, dtype=np.int64),
             seq=np.array(seq, dtype=np.int64),
             is_order=is_order,
-            order=pd.factorize(np.array(named, dtype=object))[0].astype(np.int64),
+            order=pd.util.hash_array(np.array(named, dtype=object)).view(np.int64),
             value_minor=np.where(is_order, minor, np.abs(minor)),
             is_foreign=~has_value & np.array([_tells_money(one) for one in properties], dtype=bool),
             has_value=has_value,
@@ -277,7 +282,7 @@ def read_orders(session: Session, contacts: Select[Any] | None = None) -> Orders
     ).where(event.kind.in_((ORDER_COMPLETED, ORDER_CANCELLED, ORDER_REFUNDED)))
     if contacts is not None:
         query = query.where(event.contact_key.in_(contacts))
-    return net_orders(OrderLines.of(list(chain.from_iterable(pages(session, query)))))
+    return net_orders(OrderLines.of(pages(session, query)))
 
 
 def read_mails(
@@ -302,9 +307,12 @@ def read_mails(
         query, told = query.where(send.contact_key.in_(contacts)), told.where(event.contact_key.in_(contacts))
     sends = integers(session, query, 4)
     mails = Mails.of(sends[:, 0], sends[:, 1], sends[:, 2], sends[:, 3] == 1)
-    answers = list(chain.from_iterable(pages(session, told)))
-    place = mails.place_of(send_numbers([row[0] for row in answers]))
-    rest = np.array([row[1:] for row in answers], dtype=np.int64).reshape(-1, 3)
+    parts = [np.empty((0, 4), dtype=np.int64)]
+    for page in pages(session, told):
+        numbers = send_numbers([row[0] for row in page])
+        parts.append(np.column_stack((numbers, np.array([row[1:] for row in page], dtype=np.int64))))
+    answers = np.concatenate(parts)
+    place, rest = mails.place_of(answers[:, 0]), answers[:, 1:]
     is_ours = place >= 0
     is_ours[is_ours] = mails.contact_key[place[is_ours]] == rest[is_ours, 0]
     is_click = rest[:, 2] == 1

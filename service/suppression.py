@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +19,11 @@ from sqlalchemy.orm import Session
 from features.events import NewEvent, append
 from features.tables import allocate, to_micros
 from features.vocabulary import UNSUBSCRIBED
+from service.errors import Conflict, Invalid
+from service.logs import redact
 from service.tables import ConsentRow, ContactRow, ErasureRow, PreferenceRow, SendRow, SuppressionRow
+
+log = logging.getLogger(__name__)
 
 ConsentState = Literal["unknown", "pending", "subscribed", "unsubscribed"]
 STATES = ("unknown", "pending", "subscribed", "unsubscribed")
@@ -27,6 +32,10 @@ SNOOZED = "snoozed"
 NOT_IN_SANDBOX = "sandbox: the address is not among those that KAIROS_SANDBOX allows"
 #: Beginning of the source of what a look through the list suppressed; it can be taken back.
 HYGIENE = "hygiene/"
+#: Reasons that bar marketing mail only.
+MARKETING_ONLY = ("unsubscribed", "hygiene")
+#: Our own event: somebody took a contact's address off the suppression list; what was told before it counts no more.
+ADDRESS_RELEASED = "Address Released"
 
 _QUERY_CHUNK = 10_000
 T = TypeVar("T")
@@ -72,15 +81,15 @@ def suppress(session: Session, hmacs: Iterable[str], *, reason: str, source: str
     """How many addresses were put on the suppression list, or are on it now for a stronger reason.
 
     What is on the list keeps its reason, with two exceptions. What list hygiene put there gives way to any other
-    reason, because hygiene can be taken back and that reason must outlive it. And ``unsubscribed``, which bars
-    marketing mail only, gives way to what bars all mail.
+    reason, because hygiene can be taken back and that reason must outlive it. And what bars marketing mail only gives
+    way to what bars all mail.
 
     Parameters
     ----------
     hmacs : iterable of str
         Keyed hashes of the addresses, from `address_hmac`: the list never holds an address.
     reason : str
-        ``hard_bounce``, ``complaint`` or ``manual``; ``unsubscribed`` stops marketing mail only.
+        ``hard_bounce``, ``complaint`` or ``manual``; ``unsubscribed`` and ``hygiene`` stop marketing mail only.
     """
     rows = [
         {"address_hmac": digest, "reason": reason, "source": source[:120], "at": now} for digest in sorted(set(hmacs))
@@ -90,8 +99,8 @@ def suppress(session: Session, hmacs: Iterable[str], *, reason: str, source: str
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     is_hygiene = source.startswith(HYGIENE)
     weaker = SuppressionRow.source.startswith(HYGIENE, autoescape=True)
-    if reason != "unsubscribed":
-        weaker = weaker | (SuppressionRow.reason == "unsubscribed")
+    if reason not in MARKETING_ONLY:
+        weaker = weaker | SuppressionRow.reason.in_(MARKETING_ONLY)
     added = 0
     for chunk in _chunks(rows, 1_000):
         statement = dialect.insert(SuppressionRow).values(chunk)
@@ -120,6 +129,54 @@ def release(session: Session, source: str) -> int:
         raise ValueError(f"{source!r} cannot be taken back; only what begins with {HYGIENE} can")
     gone = delete(SuppressionRow).where(SuppressionRow.source == source).returning(SuppressionRow.address_hmac)
     return len(session.execute(gone).all())
+
+
+def release_contact(session: Session, contact_key: int, *, reason: str, by: str, pepper: str, now: datetime) -> str:
+    """Why the contact's address was on the suppression list; it is off now, and the log says who took it off and why.
+
+    What a bounce, a complaint, list hygiene or a hand put there can be taken off. Consent stays as it is.
+
+    Parameters
+    ----------
+    by : str
+        A key's id, or the command.
+
+    Raises
+    ------
+    Invalid
+        If no reason is given, or a longer one than 300 characters.
+    Conflict
+        If the contact has no address, it is not on the list, or the person unsubscribed it.
+    """
+    reason = reason.strip()
+    if not 1 <= len(reason) <= 300:
+        raise Invalid(f"the reason has {len(reason)} characters; say in 1 to 300 why the address may get mail again")
+    row = session.get_one(ContactRow, contact_key)
+    if not row.email:
+        raise Conflict("the contact has no address, so that none is suppressed; send an identify call with one")
+    listed = session.get(SuppressionRow, address_hmac(pepper, row.email), with_for_update=True)
+    if listed is None:
+        raise Conflict("the contact's address is not suppressed; see its consent and preferences for what else bars it")
+    if listed.reason == "unsubscribed":
+        raise Conflict("the contact unsubscribed its address; only it can come back, by a form or its preferences page")
+    was, source = listed.reason, listed.source
+    session.delete(listed)
+    session.flush()
+    event = NewEvent(
+        contact_key=contact_key,
+        kind=ADDRESS_RELEASED,
+        occurred_at=to_micros(now),
+        message_id=f"kairos/released/{contact_key}/{to_micros(now)}",
+        identity=identity_of(row.user_id),
+        properties={"was": was, "source": source, "reason": redact(reason), "by": by},
+    )
+    append(session, [event], received_at=to_micros(now))
+    log.warning(
+        "a contact's address was taken off the suppression list: %s",
+        redact(reason),
+        extra={"action": "address_released", "contact_key": contact_key, "was": was, "by": by},
+    )
+    return was
 
 
 def set_consent(session: Session, changes: Sequence[Consent], *, now: datetime) -> int:
@@ -209,7 +266,7 @@ def mailable(
     for digests in _chunks(hashes, _QUERY_CHUNK):
         listed = select(SuppressionRow.address_hmac, SuppressionRow.reason)
         for digest, reason in session.execute(listed.where(SuppressionRow.address_hmac.in_(digests))):
-            if stream == "transactional" and reason == "unsubscribed":
+            if stream == "transactional" and reason in MARKETING_ONLY:
                 continue
             for key in hashes[digest]:
                 reasons[key] = f"address suppressed: {reason}"

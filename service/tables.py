@@ -62,7 +62,7 @@ class SuppressionRow(Base):
     __tablename__ = "suppression"
 
     address_hmac: Mapped[str] = mapped_column(String(64), primary_key=True)
-    #: unsubscribed | hard_bounce | complaint | manual
+    #: unsubscribed | hard_bounce | complaint | manual | hygiene
     reason: Mapped[str] = mapped_column(String(40))
     source: Mapped[str] = mapped_column(String(120))
     at: Mapped[datetime]

@@ -33,7 +33,12 @@ def _take(here: Installation, raw: bytes) -> dict[str, Any]:
     settings = here.settings
     with here.database.writing() as session:
         [done] = record_reports(
-            session, [report], signing_key=settings.signing_key, pepper=settings.pepper, now=here.clock.now()
+            session,
+            [report],
+            signing_key=settings.signing_key,
+            pepper=settings.pepper,
+            now=here.clock.now(),
+            has_return_paths=bool(settings.return_path_domain),
         )
     return {
         "outcome": done.outcome,

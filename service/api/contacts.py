@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -19,10 +20,20 @@ from service.api.paging import Cursor, Limit, before, page, position
 from service.api.predictions import shown_predictions
 from service.erase import erase_contacts
 from service.flow.predict import predict
+from service.keys import Key
+from service.suppression import release_contact
 from service.tables import ConsentRow, ContactRow, EventRow, IdentityRow
 
 router = APIRouter(prefix="/v1/contacts", tags=["contacts"])
 READ, WRITE = [Depends(allow("read"))], [Depends(allow("write"))]
+
+
+class ReleaseBody(BaseModel):
+    """Why the address may get mail again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=1, max_length=300)
 
 
 @router.get("", dependencies=READ)
@@ -114,6 +125,26 @@ def read_contact(user_id: str, here: Installation = Depends(installation)) -> di
             .order_by(IdentityRow.created_at, IdentityRow.identity)
         ).all()
         return _shown(row) | {"identities": list(identities), "consent": _consent(session, row.contact_key)}
+
+
+@router.post("/{user_id:path}/release")
+def release(
+    user_id: str,
+    body: ReleaseBody,
+    key: Key = Depends(allow("admin")),
+    here: Installation = Depends(installation),
+) -> dict[str, Any]:
+    """Take the contact's address off the suppression list, whatever but its own unsubscribing put it there.
+
+    Consent stays as it is. An `Address Released` event keeps who did it and why.
+    """
+    now = here.clock.now()
+    with here.database.writing() as session:
+        contact_key = find_contact(session, user_id)
+        was = release_contact(
+            session, contact_key, reason=body.reason, by=key.key_id, pepper=here.settings.pepper, now=now
+        )
+    return {"user_id": user_id, "was": was, "reason": body.reason, "by": key.key_id, "at": now}
 
 
 @router.delete("/{user_id:path}", dependencies=WRITE, status_code=202)

@@ -56,7 +56,8 @@ async def take(request: Request) -> Response:
     """Messages of a Segment client: ``{"success": true}`` once they are stored for good.
 
     The write key comes as the user name of Basic credentials, as a bearer token or as ``writeKey`` in the body. A bad
-    message in a batch is set aside in the quarantine and named in the answer; the others are stored.
+    message in a batch is set aside in the quarantine and named in the answer; the others are stored. Bounces,
+    complaints and deliveries are taken from a key that has the scope write too.
     """
     here = installation_of(request)
     call = CALLS[request.url.path.rsplit("/", 1)[-1]]
@@ -72,19 +73,20 @@ async def take(request: Request) -> Response:
 
 def _take(here: Installation, call: str, raw: bytes, request: Request) -> Response:
     secret = secret_of(request)
+    key = None
     if secret is not None:  # a stranger's body is not even parsed
-        check_scope(here.authenticate(secret), "ingest")
+        key = check_scope(here.authenticate(secret), "ingest")
     body = read_json(raw)
     if not isinstance(body, dict):
         raise BadRequest(f"the body is a JSON {_kind(body)}, not an object; send {{…}}")
     told = body.pop("writeKey", None)
-    if secret is None:
+    if key is None:
         if not isinstance(told, str) or not told:
             raise Unauthorized(
                 "the request carries no write key; send it as the user name of Basic credentials, as a bearer token or "
                 "as writeKey in the body"
             )
-        check_scope(here.authenticate(told), "ingest")
+        key = check_scope(here.authenticate(told), "ingest")
     is_batch = call in ("batch", "import")
     if is_batch:
         messages = body.get("batch")
@@ -103,6 +105,7 @@ def _take(here: Installation, call: str, raw: bytes, request: Request) -> Respon
             default_timezone=here.settings.timezone,
             currency=here.settings.currency,
             pepper=here.settings.pepper,
+            may_report=key.allows("write"),
         )
     for outcome, count in (
         ("stored", done.stored),

@@ -16,12 +16,12 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.bounces.streams import LEAST_SENDS, STREAMS, measure_streams
+from service.bounces.streams import LEAST_SENDS, STREAMS, WINDOW_DAYS, measure_streams
 from service.clock import Clock
 from service.database import Database
 from service.experiments import arms_by_status
 from service.feature_checks import latest_check
-from service.halts import halts_in_force
+from service.halts import halts_in_force, leaving_allowed
 from service.model_quality import newest_judged, running_test
 from service.served_vectors import VectorLog
 from service.tables import SendRow, ServingModelRow
@@ -82,14 +82,16 @@ class _Sending(Collector):
         self._clock = clock
 
     def describe(self) -> Iterable[Metric]:
-        return [GaugeMetricFamily("kairos_queue_lag_seconds", "Since the oldest planned send fell due.")]
+        return [GaugeMetricFamily("kairos_queue_lag_seconds", "Since the oldest send that may leave fell due.")]
 
     def collect(self) -> Iterable[Metric]:
         now = self._clock.now()
         minute_ago = now - timedelta(minutes=1)
         try:
             with self._database.reading() as session:
-                oldest = session.scalar(select(func.min(SendRow.due_at)).where(SendRow.state == "planned"))
+                oldest = session.scalar(
+                    select(func.min(SendRow.due_at)).where(SendRow.state == "planned", leaving_allowed())
+                )
                 left = {
                     stream: session.scalar(
                         select(func.count()).where(
@@ -99,19 +101,18 @@ class _Sending(Collector):
                     for stream in STREAMS
                 }
                 halts = Counted(row.scope.partition(":")[0] for row in halts_in_force(session))
-                health = measure_streams(session, now, newest=LEAST_SENDS)
+                health = measure_streams(session, now)
         except SQLAlchemyError as error:
             log.warning("sending is not measured: %s", error, extra={"action": "metrics_without_sending"})
             return
         lag = max(0.0, (now - oldest).total_seconds()) if oldest is not None else 0.0
-        yield GaugeMetricFamily("kairos_queue_lag_seconds", "Since the oldest planned send fell due.", value=lag)
+        yield GaugeMetricFamily("kairos_queue_lag_seconds", "Since the oldest send that may leave fell due.", value=lag)
         rate = GaugeMetricFamily("kairos_sends_per_minute", "Mails accepted in the last minute.", labels=["stream"])
-        complaints = GaugeMetricFamily(
-            "kairos_complaint_rate", f"Complaints among the newest {LEAST_SENDS:,} sends, 0-1.", labels=["stream"]
+        judged = (
+            f"the sends that the stream is judged by: of {WINDOW_DAYS} days, or the newest {LEAST_SENDS:,} if worse"
         )
-        bounces = GaugeMetricFamily(
-            "kairos_hard_bounce_rate", f"Hard bounces among the newest {LEAST_SENDS:,} sends, 0-1.", labels=["stream"]
-        )
+        complaints = GaugeMetricFamily("kairos_complaint_rate", f"Complaints, 0-1, of {judged}.", labels=["stream"])
+        bounces = GaugeMetricFamily("kairos_hard_bounce_rate", f"Hard bounces, 0-1, of {judged}.", labels=["stream"])
         for one in health:
             rate.add_metric([one.stream], left[one.stream] or 0)
             complaints.add_metric([one.stream], one.complaint_rate)

@@ -119,9 +119,10 @@ def asked_preferences(answer: Answer, before: Preferences, *, now: datetime) -> 
     until = None
     if answer.snooze == "keep":
         until = before.snoozed_until if before.snoozed_until is not None and before.snoozed_until > now else None
-    elif answer.snooze.isdecimal() and int(answer.snooze) in BREAKS:
+    elif answer.snooze in {str(days) for days in BREAKS}:
         until = now + timedelta(days=int(answer.snooze))
-    most = int(answer.most) if answer.most.isdecimal() and 1 <= int(answer.most) <= LARGEST_CAP else None
+    # Looked up, not read: of thousands of digits Python makes no number.
+    most = int(answer.most) if answer.most in {str(most) for most in range(1, LARGEST_CAP + 1)} else None
     return Preferences(until, most)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import AsyncIterator
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import select
 
 from features.tables import from_micros, to_micros
@@ -25,7 +27,17 @@ from service.campaigns.report import (
 )
 from service.tables import CampaignRow
 
-router = APIRouter(prefix="/v1", tags=["reports"], dependencies=[Depends(allow("read"))])
+
+async def one_at_a_time(request: Request) -> AsyncIterator[None]:
+    """A report reads all mails of its range into memory: one is made at a time, the others wait their turn."""
+    state = request.app.state
+    if not hasattr(state, "report_turn"):
+        state.report_turn = asyncio.Semaphore(1)
+    async with state.report_turn:
+        yield
+
+
+router = APIRouter(prefix="/v1", tags=["reports"], dependencies=[Depends(allow("read")), Depends(one_at_a_time)])
 
 Format = Annotated[Literal["json", "csv"], Query(description="`csv` reads in a spreadsheet; texts cannot run there.")]
 From = Annotated[date | None, Query(alias="from", description="First day, in the installation's zone.")]

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import Table, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from features.tables import to_micros
@@ -23,13 +23,15 @@ from features.vocabulary import (
     HUMAN_PPM,
 )
 from service.bounces.status import severity_told
-from service.suppression import address_hmac, suppress
+from service.suppression import ADDRESS_RELEASED, address_hmac, suppress
 from service.tables import ContactRow, EventRow, SendRow
 
+#: A hard bounce that is told later than this is history: it says nothing of the address of today.
+HARD_DAYS = 90
 #: So many soft bounces within so many days, and nothing delivered or opened in between, stop an address.
 SOFT_BOUNCES, SOFT_DAYS = 3, 30
 _CHUNK = 5_000
-_SIGNS = (EMAIL_BOUNCED, EMAIL_SENT, EMAIL_DELIVERED, EMAIL_OPENED, EMAIL_CLICKED)
+_SIGNS = (EMAIL_BOUNCED, EMAIL_SENT, EMAIL_DELIVERED, EMAIL_OPENED, EMAIL_CLICKED, ADDRESS_RELEASED)
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ class Feedback:
     send_id: int | None
     kind: Literal["hard", "soft", "policy", "complaint"]
     occurred_at: datetime
-    #: The address may be stopped for it; False where the contact has another address by now.
+    #: The address may be stopped for it; False where the contact has another address by now, or mail arrived since.
     is_of_its_address: bool = True
 
 
@@ -52,8 +54,10 @@ def take_feedback(
     """Contacts whose address is suppressed for it, with the reason; their sends carry how they came back.
 
     A complaint or a hard bounce stops the address at once; `SOFT_BOUNCES` soft ones within `SOFT_DAYS` days stop it if
-    nothing was delivered or opened in between; a policy never does, for it is the sender that is refused. What is known
-    never gets better: a hard bounce stays one whatever is told later.
+    nothing was delivered or opened in between; a policy never does, for it is the sender that is refused. A hard bounce
+    of more than `HARD_DAYS` days ago, or from before a later sign that the address works, stops nothing: imported
+    history is no reason to stop the address of today (a list of dead addresses is: ``kairos import``). In the ledger
+    what is known never gets better: a hard bounce stays one whatever is told later.
 
     Call it before the events go into the log (whose lock comes last), with those events that the log does not hold yet.
     """
@@ -61,11 +65,17 @@ def take_feedback(
         return {}
     _note(session, feedback)
     reasons: dict[int, str] = {}
+    works = _last_worked(session, {one.contact_key for one in feedback if one.kind == "hard"}, now)
     soft: dict[int, list[Feedback]] = defaultdict(list)
     for one in feedback:
         if not one.is_of_its_address:
             continue
         if one.kind in ("hard", "complaint"):
+            if one.kind == "hard" and (
+                now - one.occurred_at > timedelta(days=HARD_DAYS)
+                or to_micros(one.occurred_at) < works.get(one.contact_key, 0)
+            ):
+                continue
             if reasons.get(one.contact_key) != "complaint":
                 reasons[one.contact_key] = "complaint" if one.kind == "complaint" else "hard_bounce"
         elif one.kind == "soft" and now - one.occurred_at <= timedelta(days=SOFT_DAYS):
@@ -78,6 +88,21 @@ def take_feedback(
         for some, from_where in ((plain, source), ([key for key in keys if key in repeated], f"{source}: repeated")):
             suppress(session, hmacs_of(session, some, pepper), reason=reason, source=from_where, now=now)
     return reasons
+
+
+def _last_worked(session: Session, contact_keys: Iterable[int], now: datetime) -> dict[int, int]:
+    """When a mail last arrived, a person last answered, or somebody last released the address; microseconds."""
+    since = to_micros(now - timedelta(days=HARD_DAYS))
+    is_sign = EventRow.kind.in_((EMAIL_DELIVERED, ADDRESS_RELEASED)) | (
+        EventRow.kind.in_((EMAIL_OPENED, EMAIL_CLICKED)) & (EventRow.human_ppm >= HUMAN_PPM)
+    )
+    found: dict[int, int] = {}
+    for chunk in _chunks(contact_keys):
+        query = select(EventRow.contact_key, func.max(EventRow.occurred_at)).where(
+            EventRow.contact_key.in_(chunk), EventRow.occurred_at >= since, is_sign
+        )
+        found |= {key: at for key, at in session.execute(query.group_by(EventRow.contact_key))}
+    return found
 
 
 def hmacs_of(session: Session, contact_keys: Iterable[int], pepper: str) -> list[str]:
@@ -102,8 +127,8 @@ def repeatedly_soft(
 ) -> set[int]:
     """Contacts with so many soft bounces, of different mails, since the last sign that the address works.
 
-    Signs are a delivery, an open or click by a person, and a mail that was accepted and did not come back although a
-    later one did.
+    Signs are a delivery, an open or click by a person, a release by hand, and a mail that was accepted and did not come
+    back although a later one did.
 
     Parameters
     ----------
@@ -165,6 +190,7 @@ def _soft_in_a_row(signs: Sequence[_Sign]) -> int:
         sign.at
         for sign in signs
         if sign.is_human
+        or sign.kind == ADDRESS_RELEASED
         or (sign.ref not in came_back and sign.kind == EMAIL_DELIVERED)
         # Its own report would be here by now: that of a later mail is.
         or (sign.ref not in came_back and sign.kind == EMAIL_SENT and sign.at < newest_sent)
@@ -184,17 +210,21 @@ def _note(session: Session, feedback: Sequence[Feedback]) -> None:
         for chunk in _chunks(sorted({one.send_id for one in feedback if one.kind == kind and one.send_id is not None})):
             came_back = update(SendRow).where(SendRow.send_id.in_(chunk)).values(bounce=kind)
             session.execute(came_back if kind == "hard" else came_back.where(SendRow.bounce.is_(None)))
-    complaints: dict[datetime, list[int]] = defaultdict(list)
-    for one in feedback:
-        if one.kind == "complaint" and one.send_id is not None:
-            complaints[one.occurred_at].append(one.send_id)
-    for at, send_ids in complaints.items():
-        for chunk in _chunks(send_ids):
-            session.execute(
-                update(SendRow)
-                .where(SendRow.send_id.in_(chunk), SendRow.complained_at.is_(None))
-                .values(complained_at=at)
-            )
+    complaints = {
+        one.send_id: one.occurred_at for one in feedback if one.kind == "complaint" and one.send_id is not None
+    }
+    if complaints:
+        session.connection().execute(
+            _COMPLAINED, [{"key": send_id, "at": at} for send_id, at in sorted(complaints.items())]
+        )
+
+
+_SEND = cast(Table, SendRow.__table__)
+_COMPLAINED = (
+    update(_SEND)
+    .where(_SEND.c.send_id == bindparam("key"), _SEND.c.complained_at.is_(None))
+    .values(complained_at=bindparam("at"))
+)
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:

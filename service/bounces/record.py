@@ -47,7 +47,13 @@ class Recorded:
 
 
 def record_reports(
-    session: Session, reports: Sequence[Report], *, signing_key: str, pepper: str, now: datetime
+    session: Session,
+    reports: Sequence[Report],
+    *,
+    signing_key: str,
+    pepper: str,
+    now: datetime,
+    has_return_paths: bool = False,
 ) -> list[Recorded]:
     """What became of each report: logged as an event of its send, known already, refused, or of no mail of ours.
 
@@ -55,6 +61,12 @@ def record_reports(
     ledger holds (its fingerprint cannot be guessed), or if it names an address that had mail within `ADDRESS_DAYS`
     days. A token or a Message-ID that looks like ours and is not refuses the report. One send bounces once, and once
     more if a hard bounce follows a soft one, however many reports say so.
+
+    Parameters
+    ----------
+    has_return_paths : bool
+        Every mail has a return path of its own (``KAIROS_RETURN_PATH_DOMAIN``): a true bounce comes to it, and one
+        that names nothing but an address is not believed, for everybody could write it.
     """
     claims = [_claim(report, signing_key) for report in reports]
     sends = _sends(session, SendRow.send_id, {claim.send_id for claim in claims if claim.send_id is not None})
@@ -62,7 +74,10 @@ def record_reports(
     searched = [
         report
         for report, claim in zip(reports, claims, strict=True)
-        if report.kind != "none" and claim.send_id is None and not claim.refusal
+        if report.kind != "none"
+        and claim.send_id is None
+        and not claim.refusal
+        and not (has_return_paths and report.kind == "bounce")
     ]
     by_address = _recent_sends(session, {address for report in searched for address in report.recipients}, now)
 

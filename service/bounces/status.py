@@ -95,6 +95,8 @@ def severity_told(properties: Mapping[str, Any]) -> Severity:
     --------
     >>> severity_told({"is_permanent": True}), severity_told({"is_permanent": True, "status": "5.7.1"})
     ('hard', 'policy')
+    >>> severity_told({"is_permanent": "true"}), severity_told({"is_permanent": "false"})
+    ('hard', 'soft')
     """
     told = properties.get("bounce")
     if told in ("hard", "soft", "policy"):
@@ -109,5 +111,10 @@ def severity_told(properties: Mapping[str, Any]) -> Severity:
     if is_permanent is None and isinstance(properties.get("type"), str):
         is_permanent = properties["type"].strip().lower() in ("hard", "permanent", "hardbounce")
     if is_permanent is not None:
-        return "hard" if is_permanent is True else "soft"
+        return "hard" if _is_true(is_permanent) else "soft"
     return by_code
+
+
+def _is_true(value: Any) -> bool:
+    """Senders write booleans as JSON has them, as words and as numbers."""
+    return value is True or str(value).strip().lower() in ("true", "yes", "1")

@@ -24,6 +24,9 @@ COMPLAINTS_WARN, COMPLAINTS_HALT = 0.0005, 0.001
 HARD_BOUNCES_HALT = 0.03
 #: Judged are the sends of so many days, but at least and at most so many of the newest.
 WINDOW_DAYS, LEAST_SENDS, MOST_SENDS = 7, 1_000, 500_000
+#: Complaints that the newest `LEAST_SENDS` of a busier week must hold to halt: of fewer the one-sided 95 % lower bound
+#: (Clopper & Pearson 1934) lies below the limit, and a busy stream has a great many such windows a week.
+LEAST_COMPLAINTS = 4
 #: States in which a mail has, or may have, reached its provider.
 _LEFT = ("accepted", "unknown", "failed")
 
@@ -52,15 +55,13 @@ class StreamHealth:
         return self.hard_bounces / self.sends if self.sends else 0.0
 
 
-def measure_streams(session: Session, now: datetime, *, newest: int | None = None) -> list[StreamHealth]:
-    """Health of each stream, judged by its sends of the last `WINDOW_DAYS` days, or its newest `LEAST_SENDS` if fewer.
+def measure_streams(session: Session, now: datetime) -> list[StreamHealth]:
+    """Health of each stream, judged by its sends of the last `WINDOW_DAYS` days and by its newest `LEAST_SENDS`.
+
+    The worse of the two is told: a busy week must not dilute the harm of an hour. Of the newest thousand alone
+    complaints count from `LEAST_COMPLAINTS` on.
 
     Only sends since the last halt of the stream was lifted count: what led to it must not halt the stream again.
-
-    Parameters
-    ----------
-    newest : int, optional
-        Look at so many of the newest sends, whenever they left, instead.
     """
     lifted: dict[str, datetime | None] = dict(
         session.execute(
@@ -72,14 +73,15 @@ def measure_streams(session: Session, now: datetime, *, newest: int | None = Non
     found = []
     for stream in STREAMS:
         since = lifted.get(stream_scope(stream))
-        if newest is not None:
-            found.append(_health(stream, *_counts(session, stream, since, newest)))
-            continue
+        latest = _health(stream, *_counts(session, stream, since, LEAST_SENDS))
         recent = max(since, now - timedelta(days=WINDOW_DAYS)) if since else now - timedelta(days=WINDOW_DAYS)
         counts = _counts(session, stream, recent, MOST_SENDS)
-        if counts[0] < LEAST_SENDS:
-            counts = _counts(session, stream, since, LEAST_SENDS)
-        found.append(_health(stream, *counts))
+        if counts[0] <= LEAST_SENDS:
+            found.append(latest)
+            continue
+        week = _health(stream, *counts)
+        is_certain = latest.complaints >= LEAST_COMPLAINTS or latest.hard_bounce_rate >= HARD_BOUNCES_HALT
+        found.append(latest if week.state != "bad" and latest.state == "bad" and is_certain else week)
     return found
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from features.tables import EventRow, to_micros
 from features.vocabulary import EMAIL_BOUNCED, EMAIL_COMPLAINED, UNSUBSCRIBED
+from service.bounces.status import severity_told
 from service.campaigns.overdue import settle_overdue
 from service.flow.schedule import WATCHED
 from service.halts import take_back
@@ -211,7 +212,7 @@ def _harm(session: Session, campaign: CampaignRow, mails: int, failed: int) -> H
     )
     harmed: dict[str, set[int]] = {EMAIL_BOUNCED: set(), EMAIL_COMPLAINED: set(), UNSUBSCRIBED: set()}
     for send_id, kind, properties in events:
-        if kind != EMAIL_BOUNCED or json.loads(properties or "{}").get("is_permanent", True):
+        if kind != EMAIL_BOUNCED or severity_told(json.loads(properties or "{}")) == "hard":
             harmed[kind].add(send_id)
     return Harm(mails, failed + len(harmed[EMAIL_BOUNCED]), len(harmed[EMAIL_COMPLAINED]), len(harmed[UNSUBSCRIBED]))
 

@@ -57,6 +57,7 @@ def read(
                     signing_key=settings.signing_key,
                     pepper=settings.pepper,
                     now=datetime.now(UTC),
+                    has_return_paths=bool(settings.return_path_domain),
                 )
             outcomes.update(one.outcome for one in done)
             severities.update(one.severity for one in done if one.outcome == "bounced" and one.severity)

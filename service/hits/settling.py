@@ -22,6 +22,8 @@ from service.tables import ErasureRow, EventRow, HitRow, SendRow
 
 #: Hits settled in one transaction: some 300 ms, in which SQLite lets nobody else write.
 SETTLE_HITS = 2_000
+#: Settled hits are kept so long, for other rules to be compared on them; then their events are what is left.
+KEEP_HITS = timedelta(days=90)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def settle(
         Default: those that are shipped.
     """
     rules = rules or shipped_rules()
+    _prune(session, now - KEEP_HITS, limit)
     rows = _due(session, now - timedelta(seconds=settle_seconds), limit)
     if not rows:
         return Settled(0, 0, 0, 0, 0)
@@ -123,6 +126,14 @@ def settle(
     if events:
         append(session, events, received_at=to_micros(now))
     return Settled(len(rows), len(events), human[EMAIL_OPENED], human[EMAIL_CLICKED], dropped)
+
+
+def _prune(session: Session, before: datetime, limit: int) -> None:
+    """Delete the oldest settled hits, some at a time."""
+    old = select(HitRow.hit_id).where(HitRow.settled.is_(True), HitRow.at < before).order_by(HitRow.at).limit(limit)
+    ids = session.scalars(old).all()
+    if ids:
+        session.execute(delete(HitRow).where(HitRow.hit_id.in_(ids)))
 
 
 def _due(session: Session, cutoff: datetime, limit: int) -> Sequence[Any]:

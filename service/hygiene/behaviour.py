@@ -37,11 +37,14 @@ class Engagement:
 
 
 def harmful_contacts(
-    session: Session, first_key: int, last_key: int, rules: Engagement, *, now: datetime
+    session: Session, which: ColumnElement[bool], rules: Engagement, *, now: datetime
 ) -> tuple[set[int], set[int]]:
-    """Contacts ``first_key`` to ``last_key`` that never engaged, and those that bounced softly again and again.
+    """Contacts that never engaged, and those that bounced softly again and again.
 
-    One range of the log, which lies by contact.
+    Parameters
+    ----------
+    which : condition on `EventRow.contact_key`
+        Whose part of the log to read; it lies by contact.
     """
 
     def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
@@ -59,7 +62,7 @@ def harmful_contacts(
             count(bounced),
         )
         .where(
-            EventRow.contact_key.between(first_key, last_key),
+            which,
             EventRow.kind.in_((EMAIL_SENT, EMAIL_BOUNCED, EMAIL_OPENED, EMAIL_CLICKED, ORDER_COMPLETED)),
         )
         .group_by(EventRow.contact_key)

@@ -18,7 +18,7 @@ from service.hygiene.addresses import AddressRules, disposable_domains
 from service.hygiene.behaviour import Engagement, harmful_contacts
 from service.name_server import NameServer
 from service.settings import Settings
-from service.tables import ContactRow, HygieneFindingRow, HygieneRow
+from service.tables import ContactRow, EventRow, HygieneFindingRow, HygieneRow
 
 #: Finding → what it says to people.
 FINDINGS: dict[str, str] = {
@@ -27,7 +27,10 @@ FINDINGS: dict[str, str] = {
     "typo_domain": "a slip of the keys in the domain of a large provider",
     "role": "the mailbox of a function, not of a person",
     "disposable": "a mailbox made for an hour",
-    "never_engaged": "many mails over months, and never an open or click by a person",
+    "never_engaged": (
+        "many mails over months, and never an open or click by a person; readers in Apple Mail, which loads all images "
+        "by itself, look like that until they click"
+    ),
     "soft_bounces": "bounced softly again and again",
     "duplicate": "the address of another contact too",
 }
@@ -113,7 +116,9 @@ def look(
                     found.append((key, finding, suggestion))
             if {"never_engaged", "soft_bounces"} & set(rules.findings):
                 here = {key for key, _ in page}
-                silent, soft = harmful_contacts(session, page[0][0], page[-1][0], rules.engagement, now=now)
+                silent, soft = harmful_contacts(
+                    session, EventRow.contact_key.between(page[0][0], page[-1][0]), rules.engagement, now=now
+                )
                 for finding, keys in (("never_engaged", silent), ("soft_bounces", soft)):
                     if finding in rules.findings:
                         found += [(key, finding, None) for key in sorted(keys & here)]

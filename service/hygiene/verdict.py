@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from service.bounces.feedback import hmacs_of
 from service.errors import Conflict, Invalid, NotFound
+from service.hygiene.behaviour import Engagement, harmful_contacts
 from service.hygiene.looks import CHUNK, FINDINGS
 from service.logs import redact
 from service.suppression import HYGIENE, release, suppress
-from service.tables import ContactRow, HygieneFindingRow, HygieneRow
+from service.tables import ContactRow, EventRow, HygieneFindingRow, HygieneRow
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,10 @@ STALE_AFTER = timedelta(days=30)
 EXAMPLES = 5
 #: Told, but nothing to suppress: the address is good, it stands twice.
 NOT_APPLIED = ("duplicate",)
+#: No mail can reach such an address.
+UNREACHABLE = ("syntax", "no_mail_server")
+#: Judged by the log, in the order in which `harmful_contacts` tells them.
+_OF_BEHAVIOUR = ("never_engaged", "soft_bounces")
 
 
 def find_look(session: Session, hygiene_id: str, *, for_update: bool = False) -> HygieneRow:
@@ -82,8 +89,10 @@ def apply_look(
 ) -> dict[str, Any]:
     """Suppress the addresses of what a look found: ``{findings, contacts, suppressed, changed_since}``.
 
-    Nothing is deleted, and `revert_look` takes it back. Contacts that told something new of themselves since the look
-    are left alone. Duplicates are told and never suppressed: their address is good.
+    Addresses that no mail can reach (`UNREACHABLE`) get none any more; the others no marketing mail, for a person who
+    never opened a newsletter, or reads a role's mailbox, still wants the receipt. Nothing is deleted, and `revert_look`
+    takes it back. Contacts that told something new of themselves since the look are left alone, and so are those who
+    came back: what they did is judged again. Duplicates are told and never suppressed: their address is good.
 
     Parameters
     ----------
@@ -113,20 +122,16 @@ def apply_look(
     if not asked:
         raise Invalid(f"look {hygiene_id} found nothing that can be applied; see its findings")
     keys = _found(session, hygiene_id, asked)
-    unchanged = [
-        key
-        for start in range(0, len(keys), CHUNK)
-        for key in session.scalars(
-            select(ContactRow.contact_key).where(
-                ContactRow.contact_key.in_(keys[start : start + CHUNK]), ContactRow.updated_at <= row.created_at
-            )
-        )
-    ]
+    contacts, suppressed = 0, 0
+    for start in range(0, len(keys), CHUNK):
+        standing = _standing(session, row, keys[start : start + CHUNK], asked, now)
+        contacts += len(standing)
+        suppressed += _suppress(session, row.hygiene_id, standing, pepper, now)
     applied = {
         "findings": asked,
-        "contacts": len(unchanged),
-        "suppressed": _suppress(session, row.hygiene_id, unchanged, pepper, now),
-        "changed_since": len(keys) - len(unchanged),
+        "contacts": contacts,
+        "suppressed": suppressed,
+        "changed_since": len(keys) - contacts,
     }
     row.report = {**row.report, "applied": applied}
     row.state, row.applied_at = "applied", now
@@ -154,8 +159,11 @@ def revert_look(session: Session, hygiene_id: str, *, pepper: str, now: datetime
     ).all()
     mine = set(_found(session, hygiene_id, row.report["applied"]["findings"]))
     for other in others:
-        common = mine & set(_found(session, other.hygiene_id, other.report["applied"]["findings"]))
-        freed -= _suppress(session, other.hygiene_id, sorted(common), pepper, now)
+        findings = other.report["applied"]["findings"]
+        common = sorted(mine & set(_found(session, other.hygiene_id, findings)))
+        for start in range(0, len(common), CHUNK):
+            standing = _standing(session, other, common[start : start + CHUNK], findings, now)
+            freed -= _suppress(session, other.hygiene_id, standing, pepper, now)
     row.state, row.reverted_at = "reverted", now
     session.flush()
     log.info("a look through the list was taken back", extra={"action": "hygiene_reverted", "hygiene_id": hygiene_id})
@@ -169,6 +177,45 @@ def _found(session: Session, hygiene_id: str, findings: Iterable[str]) -> list[i
     return list(session.scalars(query.distinct().order_by(HygieneFindingRow.contact_key)))
 
 
-def _suppress(session: Session, hygiene_id: str, keys: list[int], pepper: str, now: datetime) -> int:
+def _standing(
+    session: Session, row: HygieneRow, keys: list[int], findings: Collection[str], now: datetime
+) -> dict[int, set[str]]:
+    """Those of the contacts of whom the look's findings are still true, with these findings.
+
+    Who told something new of itself since is left alone; who opened, clicked, bought or got its mail since came back.
+    """
+    told = session.execute(
+        select(HygieneFindingRow.contact_key, HygieneFindingRow.finding)
+        .join(ContactRow, ContactRow.contact_key == HygieneFindingRow.contact_key)
+        .where(
+            HygieneFindingRow.hygiene_id == row.hygiene_id,
+            HygieneFindingRow.finding.in_(list(findings)),
+            HygieneFindingRow.contact_key.in_(keys),
+            ContactRow.updated_at <= row.created_at,
+        )
+    )
+    found: dict[int, set[str]] = defaultdict(set)
+    for key, finding in told:
+        found[key].add(finding)
+    judged = [key for key, names in found.items() if names & set(_OF_BEHAVIOUR)]
+    if judged:
+        rules = Engagement(**{one.name: row.rules[one.name] for one in fields(Engagement)})
+        harmful = harmful_contacts(session, EventRow.contact_key.in_(judged), rules, now=now)
+        for name, still in zip(_OF_BEHAVIOUR, harmful, strict=True):
+            for key in judged:
+                if key not in still:
+                    found[key].discard(name)
+    return {key: names for key, names in found.items() if names}
+
+
+def _suppress(
+    session: Session, hygiene_id: str, found: Mapping[int, Collection[str]], pepper: str, now: datetime
+) -> int:
+    """How many addresses are suppressed now: for all mail if none can reach them, else for marketing mail."""
     source = HYGIENE + hygiene_id
-    return suppress(session, hmacs_of(session, keys, pepper), reason="manual", source=source, now=now)
+    dead = [key for key, names in found.items() if set(names) & set(UNREACHABLE)]
+    alive = [key for key, names in found.items() if not set(names) & set(UNREACHABLE)]
+    return sum(
+        suppress(session, hmacs_of(session, keys, pepper), reason=reason, source=source, now=now)
+        for keys, reason in ((dead, "manual"), (alive, "hygiene"))
+    )

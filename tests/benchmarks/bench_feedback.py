@@ -61,11 +61,11 @@ def run() -> dict[str, Any]:
             judged.append(time.perf_counter() - began)
         began = time.perf_counter()
         with database.reading() as session:
-            measure_streams(session, NOW, newest=1_000)
+            measure_streams(session, NOW)
         report["streams"] = {
             "judged_sends": health[0].sends,
             "judge_milliseconds": round(1_000 * sorted(judged)[2], 1),
-            "newest_thousand_milliseconds": round(1_000 * (time.perf_counter() - began), 1),
+            "measure_milliseconds": round(1_000 * (time.perf_counter() - began), 1),
         }
         report["reports"] = _reports(database)
         report["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.errors import Invalid
 from service.name_server import NameServer, NoAnswer
 from tests.service.names import LocalNames
 
@@ -42,3 +43,20 @@ def test_what_was_answered_is_not_asked_again() -> None:
             names.takes_mail("mx.example")
 
         assert server.asked == {"mx.example MX": 1}
+
+
+@pytest.mark.parametrize(
+    "server", ["ns.example:53", "127.0.0.1:x", "127.0.0.1:0", "127.0.0.1:70000", "[::1", "::1:port"]
+)
+def test_a_server_that_is_no_address_is_refused(server: str):
+    """At once and with the remedy, not with the first question."""
+    with pytest.raises(Invalid, match="KAIROS_DNS_SERVER"):
+        NameServer(server)
+
+
+@pytest.mark.parametrize(
+    ("server", "place"), [("127.0.0.1", ("127.0.0.1", 53)), ("[::1]:5353", ("::1", 5353)), ("[::1]", ("::1", 53))]
+)
+def test_addresses_of_both_versions_are_taken(server: str, place: tuple[str, int]):
+    resolver = NameServer(server)._resolver()
+    assert (resolver.nameservers, resolver.port) == ([place[0]], place[1])

@@ -37,6 +37,7 @@ from service.campaigns.report import (
     sheet,
 )
 from service.campaigns.report.holdouts import is_held_out_of_everything
+from service.campaigns.report.mails import read_answers, read_credits, read_ledger, with_outcomes
 from service.database import Database
 from service.erase import erase_contacts
 from service.errors import Invalid
@@ -232,20 +233,80 @@ def test_the_parts_of_a_campaign_add_up_to_it(database, live):
 
 
 def test_delivered_is_what_providers_say_where_they_say_it(database, live):
-    """One report of a delivery changes what delivered rests on, and the report says so."""
+    """Reports of most of a campaign's mails change what delivered rests on, in that campaign; a stray one does not."""
+    done = live(database)
+    before = [done.campaign(number)["mails"] for number in (0, 1)]
+    with database.reading() as session:
+        mine = session.query(SendRow).filter(SendRow.campaign_id == done.campaign_ids[0], SendRow.state == "accepted")
+        rows = mine.order_by(SendRow.send_id).all()
+
+    def delivered(rows: list[SendRow]) -> dict[str, Any]:
+        with database.writing() as session:
+            events = [
+                NewEvent(
+                    row.contact_key, "Email Delivered", to_micros(row.due_at) + 1, f"p/{row.send_id}", "user:x",
+                    str(row.send_id),
+                )
+                for row in rows
+            ]  # fmt: skip
+            append(session, events, received_at=to_micros(done.now))
+        return done.campaign()["mails"]
+
+    assert "less what came back" in before[0]["delivered_basis"]
+    assert delivered(rows[:1]) == before[0]
+    after = delivered(rows[1 : len(rows) * 3 // 4])
+    assert "provider reported" in after["delivered_basis"]
+    assert after["human_opens"]["count"] <= after["delivered"] < before[0]["delivered"]
+    assert done.campaign(1)["mails"] == before[1]
+
+
+def test_a_refusal_of_the_sender_is_no_bounce_of_the_address(database, live):
+    """Counted apart, in the campaign's report and in the overview."""
     done = live(database)
     before = done.campaign()["mails"]
     with database.writing() as session:
-        row = session.query(SendRow).filter(SendRow.state == "accepted").order_by(SendRow.send_id).first()
-        event = NewEvent(
-            row.contact_key, "Email Delivered", to_micros(row.due_at) + 1, "p/1", "user:x", str(row.send_id)
+        row = (
+            session.query(SendRow)
+            .filter(SendRow.campaign_id == done.campaign_ids[0], SendRow.state == "unknown")
+            .order_by(SendRow.send_id)
+            .first()
         )
+        told = {"is_permanent": "true", "status": "5.7.1"}
+        at = to_micros(row.due_at) + 1
+        event = NewEvent(row.contact_key, EMAIL_BOUNCED, at, "p/1", "user:x", str(row.send_id), properties=told)
         append(session, [event], received_at=to_micros(done.now))
     after = done.campaign()["mails"]
 
-    assert "less what came back" in before["delivered_basis"]
-    assert "provider reported" in after["delivered_basis"]
-    assert after["human_opens"]["count"] <= after["delivered"] < before["delivered"]
+    assert (before["bounces_policy"]["count"], after["bounces_policy"]["count"]) == (0, 1)
+    for name in ("bounces_hard", "bounces_soft"):
+        assert after[name]["count"] == before[name]["count"] > 0
+    assert done.overview()["totals"]["bounces_policy"] == 1
+
+
+def test_hours_are_compared_by_drawn_mails_weighted_by_their_chance(database, live):
+    """A mail that drew a rare hour stands for many: three of a tenth that were not opened outweigh ten of a half."""
+    done = live(database)
+    with database.writing() as session:
+        rows = session.query(SendRow).filter(SendRow.state == "accepted").order_by(SendRow.send_id).all()
+        for place, row in enumerate(rows):
+            row.hour_reason = ("explore", "full", "fallback")[place % 3]
+            row.assigned_local_hour = 9
+            row.hour_propensity = 0.1 if place % 2 else 0.5
+    with database.reading() as session:
+        periods = Periods.between(done.start.date(), done.now.date(), "month", "Europe/London")
+        hours = hours_report(session, done.settings, periods, now=done.now)
+    [row] = hours["random_by_assigned_local_hour"]
+    drawn = {send.send_id: 1 / send.hour_propensity for send in rows if send.hour_reason == "explore"}
+    with database.reading() as session:
+        answers = read_answers(session, 0)
+        mails = with_outcomes(read_ledger(session), answers, read_credits(session, 0, 0, 3))
+    known = mails[mails["send_id"].isin(drawn) & mails["delivered"]]
+    weight = known["send_id"].map(drawn)
+
+    assert row["accepted"] == len(drawn)
+    assert row["weighted"]["human_opens"] == pytest.approx((weight * known["opened"]).sum() / weight.sum())
+    assert row["weighted"]["human_opens"] != pytest.approx(row["human_opens"]["rate"])
+    assert 0 < row["weighted"]["effective_mails"] < len(known)
 
 
 def test_profit_is_compared_by_intention_to_treat(database, live):

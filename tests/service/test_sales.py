@@ -48,7 +48,7 @@ def _properties(foreign):
 def test_no_money_is_lost(lines):
     """Orders less what was taken back, capped per order, less credit notes: by plain arithmetic, to the minor unit."""
     rows = told(lines)
-    orders = net_orders(OrderLines.of(rows))
+    orders = net_orders(OrderLines.of([rows]))
     first: dict = {}
     for key, at, seq, kind, ref, value, _ in sorted(rows, key=lambda row: row[1:3]):
         if kind == ORDER_COMPLETED:
@@ -84,7 +84,7 @@ def test_an_order_is_credited_as_the_learner_credits_it(lines, sent, clicked):
     sent = [(key, day * DAY + 500 + place) for place, (key, day) in enumerate(sent)]
     clicked = [(place, sent[place][1] + days * DAY) for place, days in clicked if place < len(sent)]
     rows = [row for row in told(lines) if row[4] != "C9" and row[4] is not None]
-    orders = net_orders(OrderLines.of(rows))
+    orders = net_orders(OrderLines.of([rows]))
     ids = np.arange(1, len(sent) + 1)
     keys, at = np.array(sent, dtype=np.int64).reshape(-1, 2).T
     mails = Mails.of(ids, keys, at, np.ones(len(ids), dtype=bool))
@@ -166,7 +166,7 @@ def test_a_credit_note_is_taken_off_the_latest_order_of_thirty_days():
         (1, 21 * DAY, 4, ORDER_CANCELLED, "Cx", 300, None),
         (1, 90 * DAY, 5, ORDER_CANCELLED, "Cy", 70, None),
     ]
-    orders = net_orders(OrderLines.of(rows))
+    orders = net_orders(OrderLines.of([rows]))
 
     assert orders.net_minor.tolist() == [1_000, 0]
     assert orders.is_undone.tolist() == [False, True]

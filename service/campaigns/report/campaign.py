@@ -15,6 +15,7 @@ from service.campaigns.drafts import find_campaign
 from service.campaigns.report.figures import funnel
 from service.campaigns.report.holdouts import campaign_profit
 from service.campaigns.report.mails import (
+    Credits,
     actual_local_hours,
     read_answers,
     read_credits,
@@ -44,15 +45,9 @@ def campaign_report(session: Session, campaign_id: str, settings: Settings, *, n
         If there is no such campaign.
     """
     campaign = find_campaign(session, campaign_id)
-    ledger = read_ledger(session, SendRow.campaign_id == campaign_id)
-    contacts = select(SendRow.contact_key).where(SendRow.campaign_id == campaign_id)
-    left = ledger.loc[ledger["state"].isin(("accepted", "unknown")), "sent_at"]
-    since = to_micros(campaign.window_start)
-    if len(left):
-        since = min(since, int(left.min()))
-    credits = read_credits(session, since, to_micros(now) + 1, settings.attribution_days, contacts)
-    mails, basis = with_outcomes(ledger, read_answers(session, since, None, contacts), credits)
-    by_state = ledger["state"].value_counts()
+    mails, credits = mails_of(session, campaign, settings, now=now)
+    left = mails.loc[mails["state"].isin(("accepted", "unknown")), "sent_at"]
+    by_state = mails["state"].value_counts()
     matures = from_micros(left.max()) + timedelta(days=settings.attribution_days) if len(left) else None
     return {
         "campaign_id": campaign_id,
@@ -60,20 +55,20 @@ def campaign_report(session: Session, campaign_id: str, settings: Settings, *, n
         "status": campaign.status,
         "as_of": now,
         "currency": settings.currency,
-        "planned": len(ledger),
+        "planned": len(mails),
         "sends": {state: int(by_state.get(state, 0)) for state in STATES},
-        "reasons": _reasons(ledger),
-        "mails": funnel(mails, basis),
+        "reasons": _reasons(mails),
+        "mails": funnel(mails),
         "attribution": {
             "days": settings.attribution_days,
             "rule": "last human click within the days after the mail, else the last mail that arrived",
             "complete_at": matures,
             "is_complete": matures is not None and now >= matures,
         },
-        "by_assigned_local_hour": rows_by(mails[mails["accepted"]], "assigned_local_hour", "hour", basis),
-        "by_actual_local_hour": by_actual_hour(mails, basis),
-        "by_hour_reason": rows_by(mails[mails["accepted"]], "hour_reason", "hour_reason", basis),
-        "by_mailbox": rows_by(mails[mails["accepted"]], "mailbox", "mailbox", basis),
+        "by_assigned_local_hour": rows_by(mails[mails["accepted"]], "assigned_local_hour", "hour"),
+        "by_actual_local_hour": by_actual_hour(mails),
+        "by_hour_reason": rows_by(mails[mails["accepted"]], "hour_reason", "hour_reason"),
+        "by_mailbox": rows_by(mails[mails["accepted"]], "mailbox", "mailbox"),
         "incremental": campaign_profit(session, campaign, mails, credits, settings, now=now),
         "experiments": [experiment_report(session, experiment_id, now=now) for experiment_id in campaign.experiments],
         "corrects": campaign.corrects,
@@ -88,18 +83,33 @@ def campaign_report(session: Session, campaign_id: str, settings: Settings, *, n
     }
 
 
-def by_actual_hour(mails: pd.DataFrame, basis: str) -> list[dict[str, Any]]:
+def mails_of(
+    session: Session, campaign: CampaignRow, settings: Settings, *, now: datetime
+) -> tuple[pd.DataFrame, Credits]:
+    """The campaign's mails with what came of each, and the orders of its contacts."""
+    ledger = read_ledger(session, SendRow.campaign_id == campaign.campaign_id)
+    contacts = select(SendRow.contact_key).where(SendRow.campaign_id == campaign.campaign_id)
+    left = ledger.loc[ledger["state"].isin(("accepted", "unknown")), "sent_at"]
+    since = min([to_micros(campaign.window_start), *([int(left.min())] if len(left) else [])])
+    credits = read_credits(session, since, to_micros(now) + 1, settings.attribution_days, contacts)
+    return with_outcomes(ledger, read_answers(session, since, None, contacts), credits), credits
+
+
+def by_actual_hour(mails: pd.DataFrame) -> list[dict[str, Any]]:
     """The figures by the local hour at which mails left, but for erased contacts, whose zone is gone."""
     told = mails[mails["accepted"] & ~mails["is_erased"]]
-    return rows_by(told.assign(hour=actual_local_hours(told)), "hour", "hour", basis)
+    return rows_by(told.assign(hour=actual_local_hours(told)), "hour", "hour")
 
 
-def rows_by(mails: pd.DataFrame, column: str, name: str, basis: str) -> list[dict[str, Any]]:
+def rows_by(mails: pd.DataFrame, column: str, name: str) -> list[dict[str, Any]]:
     """The figures of each part of the mails, by the values of a column."""
-    parts = mails.assign(part=mails[column].astype(object).where(mails[column].notna(), "unknown"))
+    part = mails[column]
+    if isinstance(part.dtype, pd.CategoricalDtype):
+        named = sorted({*part.cat.categories, "unknown"})
+        part = part.cat.set_categories(named).fillna("unknown")
     return [
-        {name: int(part) if isinstance(part, int) else str(part)} | funnel(of_part, basis)
-        for part, of_part in parts.groupby("part", sort=True)
+        {name: str(value) if isinstance(value, str) else int(value)} | funnel(mails.loc[places])
+        for value, places in mails.groupby(part, sort=True, observed=True).groups.items()
     ]
 
 

@@ -17,12 +17,19 @@ from sqlalchemy.orm import Session
 
 from features.events import QUARTER_MICROS
 from features.tables import from_micros, to_micros
-from features.vocabulary import EMAIL_BOUNCED, EMAIL_CLICKED, EMAIL_COMPLAINED, EMAIL_OPENED, UNSUBSCRIBED
-from service.campaigns.report.campaign import TERMINAL_STATES, by_actual_hour, rows_by
-from service.campaigns.report.figures import funnel, rate
+from features.vocabulary import (
+    EMAIL_BOUNCED,
+    EMAIL_CLICKED,
+    EMAIL_COMPLAINED,
+    EMAIL_DELIVERED,
+    EMAIL_OPENED,
+    UNSUBSCRIBED,
+)
+from service.campaigns.report.campaign import TERMINAL_STATES, by_actual_hour, mails_of, rows_by
+from service.campaigns.report.figures import funnel, rate, weighted
 from service.campaigns.report.holdouts import overall_profit
 from service.campaigns.report.mails import (
-    EMAIL_DELIVERED,
+    SEVERITIES,
     Credits,
     read_answers,
     read_credits,
@@ -76,20 +83,26 @@ def overview(session: Session, settings: Settings, periods: Periods, *, now: dat
 def hours_report(session: Session, settings: Settings, periods: Periods, *, now: datetime) -> dict[str, Any]:
     """What came of the mails that left in the range, by the local hour they were assigned and the one they left at.
 
-    Hours that the model chose answer better because the people there do: only the mails at a uniformly random hour
-    (``random_by_assigned_local_hour``) compare one hour with another.
+    Hours that the model chose answer better because the people there do. Only mails whose hour was drawn
+    (``random_by_assigned_local_hour``: the reason is ``explore``) compare one hour with another, and there the
+    ``weighted`` figures, in which a mail counts as the reciprocal of the probability of its hour (Horvitz & Thompson
+    1952, by Hajek's ratio): some contacts have few hours open. Mails that left at another hour than they drew because
+    it was full, or that no model told anything of, are not among them.
     """
-    mails, basis = _mails(session, settings, periods, now)
-    random = mails[mails["hour_reason"].isin(("explore", "fallback"))]
+    mails = _mails(session, settings, periods, now)
+    random = mails[mails["hour_reason"] == "explore"]
     return {
         "from": periods.starts[0].isoformat(),
         "until": periods.end.isoformat(),
         "as_of": now,
         "currency": settings.currency,
-        "by_assigned_local_hour": rows_by(mails, "assigned_local_hour", "hour", basis),
-        "by_actual_local_hour": by_actual_hour(mails, basis),
-        "random_by_assigned_local_hour": rows_by(random, "assigned_local_hour", "hour", basis),
-        "by_hour_reason": rows_by(mails, "hour_reason", "hour_reason", basis),
+        "by_assigned_local_hour": rows_by(mails, "assigned_local_hour", "hour"),
+        "by_actual_local_hour": by_actual_hour(mails),
+        "random_by_assigned_local_hour": [
+            row | {"weighted": weighted(random[random["assigned_local_hour"] == row["hour"]])}
+            for row in rows_by(random, "assigned_local_hour", "hour")
+        ],
+        "by_hour_reason": rows_by(mails, "hour_reason", "hour_reason"),
     }
 
 
@@ -97,38 +110,32 @@ def campaigns_report(
     session: Session, settings: Settings, campaigns: Sequence[CampaignRow], *, now: datetime
 ) -> list[dict[str, Any]]:
     """Key figures of these campaigns, in their order: planned, mails by state, and what came of those that left."""
-    ids = [campaign.campaign_id for campaign in campaigns]
-    ledger = read_ledger(session, SendRow.campaign_id.in_(ids))
-    mails, basis = _followed(session, settings, ledger, now, contacts_of=ids)
-    states = ledger.groupby(["campaign_id", "state"]).size()
-    return [
-        {
-            "campaign_id": campaign.campaign_id,
-            "name": campaign.name,
-            "status": campaign.status,
-            "scheduled_at": campaign.scheduled_at,
-            "currency": settings.currency,
-            "planned": int((ledger["campaign_id"] == campaign.campaign_id).sum()),
-            "sends": {state: int(states.get((campaign.campaign_id, state), 0)) for state in TERMINAL_STATES},
-            "mails": funnel(mails[mails["campaign_id"] == campaign.campaign_id], basis),
-        }
-        for campaign in campaigns
-    ]
+    reports = []
+    for campaign in campaigns:  # one after the other, so that no more than one's mails are in memory
+        mails, _ = mails_of(session, campaign, settings, now=now)
+        states = mails["state"].value_counts()
+        reports.append(
+            {
+                "campaign_id": campaign.campaign_id,
+                "name": campaign.name,
+                "status": campaign.status,
+                "scheduled_at": campaign.scheduled_at,
+                "currency": settings.currency,
+                "planned": len(mails),
+                "sends": {state: int(states.get(state, 0)) for state in TERMINAL_STATES},
+                "mails": funnel(mails),
+            }
+        )
+    return reports
 
 
-def _mails(session: Session, settings: Settings, periods: Periods, now: datetime) -> tuple[pd.DataFrame, str]:
+def _mails(session: Session, settings: Settings, periods: Periods, now: datetime) -> pd.DataFrame:
     begin, end = from_micros(periods.since), from_micros(periods.until)
     left = (SendRow.state == "accepted", SendRow.finished_at >= begin, SendRow.finished_at < end)
-    return _followed(session, settings, read_ledger(session, *left), now)
-
-
-def _followed(
-    session: Session, settings: Settings, ledger: pd.DataFrame, now: datetime, contacts_of: Sequence[str] = ()
-) -> tuple[pd.DataFrame, str]:
+    ledger = read_ledger(session, *left)
     since = int(ledger["sent_at"].min()) if len(ledger) else to_micros(now)
-    contacts = select(SendRow.contact_key).where(SendRow.campaign_id.in_(contacts_of)) if contacts_of else None
-    credits = read_credits(session, since, to_micros(now) + 1, settings.attribution_days, contacts)
-    return with_outcomes(ledger, read_answers(session, since, None, contacts), credits)
+    credits = read_credits(session, since, to_micros(now) + 1, settings.attribution_days)
+    return with_outcomes(ledger, read_answers(session, since), credits)
 
 
 def _ledger(session: Session, periods: Periods) -> dict[str, Ints]:
@@ -158,18 +165,21 @@ def _answers(answers: pd.DataFrame, periods: Periods) -> dict[str, Ints]:
     kind = answers["kind"]
 
     def when(which: pd.Series) -> Ints:
-        at = answers.loc[which & ours].groupby("send_id")["at"].min()
+        at = answers.loc[which.index[which]].query("send_id >= 0").groupby("send_id")["at"].min()
         return periods.sums(at.to_numpy(dtype=np.int64))
 
-    hard = when((kind == EMAIL_BOUNCED) & answers["is_hard"])
+    bounces = answers.loc[(kind == EMAIL_BOUNCED) & ours]
+    worst = bounces[bounces["severity"] == bounces.groupby("send_id")["severity"].transform("min")]
+    came_back = {name: when(worst["severity"] == place) for place, name in enumerate(SEVERITIES)}
     return {
         "delivered_reports": when(kind == EMAIL_DELIVERED),
         "human_opens": when((kind == EMAIL_OPENED) & human & first),
         "human_clicks": when((kind == EMAIL_CLICKED) & human & first),
         "machine_opens": when((kind == EMAIL_OPENED) & ~human),
         "machine_clicks": when((kind == EMAIL_CLICKED) & ~human),
-        "bounces_hard": hard,
-        "bounces_soft": when(kind == EMAIL_BOUNCED) - hard,
+        "bounces_hard": came_back["hard"],
+        "bounces_soft": came_back["soft"],
+        "bounces_policy": came_back["policy"],
         "complaints": when(kind == EMAIL_COMPLAINED),
         "unsubscribes": when(kind == UNSUBSCRIBED),
         "unsubscribes_elsewhere": periods.sums(
@@ -259,7 +269,15 @@ def _basis(answers: pd.DataFrame) -> str:
 def _rates(totals: dict[str, int]) -> dict[str, Any]:
     """Rates of the whole range; its edges cut some mails off from their answers."""
     accepted = totals["accepted"]
-    named = ("human_opens", "human_clicks", "bounces_hard", "bounces_soft", "complaints", "unsubscribes")
+    named = (
+        "human_opens",
+        "human_clicks",
+        "bounces_hard",
+        "bounces_soft",
+        "bounces_policy",
+        "complaints",
+        "unsubscribes",
+    )
     return {name: rate(min(totals[name], accepted), accepted, "mails accepted") for name in named}
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from features.events import append
+from service.bounces.feedback import Feedback, take_feedback
 from service.clock import Clock
 from service.database import Database, database_now
 from service.flow.deliver.claiming import Claimed, barred_sends
@@ -37,8 +37,6 @@ from service.flow.render import Email
 from service.group_commit import GroupCommit
 from service.providers.base import Receipt
 from service.settings import Settings
-from service.suppression import address_hmac, suppress
-from service.tables import SendRow
 from service.throttle import count_departures
 
 log = logging.getLogger(__name__)
@@ -302,12 +300,12 @@ class Ledger:
                 for entry in entries
             ],
         )
-        bad = [entry for entry in entries if entry.bounce == "hard" and entry.email is not None]
-        if bad:
-            hmacs = [address_hmac(self._pepper, entry.email.recipient) for entry in bad if entry.email]
-            returned = [entry.send.send_id for entry in bad]
-            session.execute(update(SendRow).where(SendRow.send_id.in_(returned)).values(bounce="hard"))
-            suppress(session, hmacs, reason="hard_bounce", source="smtp", now=bad[0].at)
+        back = [
+            Feedback(entry.send.contact_key, entry.send.send_id, entry.bounce or "policy", entry.at)
+            for entry in entries
+            if entry.bounce or entry.is_policy
+        ]
+        take_feedback(session, back, source="smtp", pepper=self._pepper, now=entries[0].at)
         refusing = {entry.send.mailbox for entry in entries if entry.is_policy}
         if refusing:
             self.refusing |= set(halt_refusing(session, refusing, now=entries[0].at))

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from features import contacts, events
 from features.tables import from_micros, to_micros
-from features.vocabulary import EMAIL_BOUNCED, EMAIL_COMPLAINED, EMAIL_DELIVERED
+from features.vocabulary import EMAIL_COMPLAINED, EMAIL_DELIVERED
 from service.bounces import Feedback, severity_told, take_feedback
-from service.flow.ingest.message import INTERNAL, Message, kept_body, read_message
+from service.flow.ingest.message import INTERNAL, REPORTED, Message, kept_body, read_message
 from service.flow.ingest.values import (
     MAX_MINOR,
     MessageError,
@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 
 #: Topic of consent that a message states without naming one.
 DEFAULT_TOPIC = "marketing"
-#: What providers tell of a mail of ours.
-_OF_A_MAIL = (EMAIL_BOUNCED, EMAIL_COMPLAINED, EMAIL_DELIVERED)
 #: Values in one IN list; SQLite takes 32,766 parameters a statement.
 _CHUNK = 10_000
 T = TypeVar("T")
@@ -86,6 +84,7 @@ def ingest(
     default_timezone: str = "UTC",
     currency: str = "GBP",
     pepper: str | None = None,
+    may_report: bool = True,
 ) -> Ingested:
     """What was stored, what was known already and what was set aside; one bad message costs its batch nothing.
 
@@ -111,6 +110,9 @@ def ingest(
         ISO 4217 code of the installation; amounts in others are kept in the properties and not summed.
     pepper : str or None
         Keys the suppression list, for bounces and complaints; without it a batch that holds one is refused.
+    may_report : bool
+        The sender is a server, not a browser, whose key everybody can read: it may tell of bounces, complaints and
+        deliveries. What others tell of them is set aside.
 
     Raises
     ------
@@ -127,7 +129,14 @@ def ingest(
     aside: list[tuple[Quarantined, Any]] = []
     for index, body in enumerate(messages):
         try:
-            message = read_message(body, source=source, received_at=now, sent_at=sent_at, currency=currency)
+            message = read_message(
+                body,
+                source=source,
+                received_at=now,
+                sent_at=sent_at,
+                currency=currency,
+                may_report=may_report,
+            )
         except MessageError as refusal:
             aside.append((_quarantined(index, source, body, str(refusal), event_kept=False), body))
             continue
@@ -262,20 +271,29 @@ def _without_others_mails(
     """The messages, and the bounces and complaints among them.
 
     One that names a mail counts for that mail only if it went to the contact; else it is of the contact alone: nobody
-    can blame a mail to somebody else.
+    can blame a mail to somebody else. One that names an address counts against the contact's only if it is the same.
     """
     named = {
         int(message.ref)
         for message in messages
-        if message.kind in _OF_A_MAIL and message.ref and message.ref.isdecimal() and len(message.ref) < 19
+        if message.kind in REPORTED and message.ref and message.ref.isdecimal() and len(message.ref) < 19
     }
     owners: dict[str, int] = {}
     for chunk in _chunks(sorted(named), _CHUNK):
         query = select(SendRow.send_id, SendRow.contact_key).where(SendRow.send_id.in_(chunk))
         owners.update({str(send_id): key for send_id, key in session.execute(query)})
+    addresses: dict[int, str] = {}
+    for chunk in _chunks(sorted({keys[message.identity] for message in messages if message.address}), _CHUNK):
+        now_at = select(ContactRow.contact_key, ContactRow.email).where(ContactRow.contact_key.in_(chunk))
+        addresses.update({key: (email or "").lower() for key, email in session.execute(now_at)})
+    delivered: dict[int, int] = {}
+    for message in messages:
+        if message.kind == EMAIL_DELIVERED:
+            key = keys[message.identity]
+            delivered[key] = max(message.occurred_at, delivered.get(key, 0))
     checked, feedback = [], []
     for message in messages:
-        if message.kind in _OF_A_MAIL:
+        if message.kind in REPORTED:
             key = keys[message.identity]
             ref = message.ref if message.ref is not None and owners.get(message.ref) == key else None
             message = replace(message, ref=ref)
@@ -286,6 +304,8 @@ def _without_others_mails(
                         send_id=int(ref) if ref is not None else None,
                         kind=_kind_of(message),
                         occurred_at=from_micros(message.occurred_at),
+                        is_of_its_address=message.address in (None, addresses.get(key))
+                        and (message.kind == EMAIL_COMPLAINED or message.occurred_at >= delivered.get(key, 0)),
                     )
                 )
         checked.append(message)

@@ -23,6 +23,7 @@ from service.flow.ingest.values import (
     usual_address,
 )
 from service.logs import redact, redacted
+from service.suppression import ADDRESS_RELEASED
 
 TYPES = ("track", "identify", "page", "screen", "group", "alias")
 
@@ -30,7 +31,7 @@ TYPES = ("track", "identify", "page", "screen", "group", "alias")
 INTERNAL = "kairos"
 
 #: Names that Kairos emits itself: from outside they could forge a send, an answer or a reward. (Bounces and complaints
-#: may come from outside, from a provider's events: they can only stop mail, and `ingest` checks the mail they name.)
+#: may come from outside, from a provider's events: see `REPORTED`.)
 EMITTED = frozenset(
     {
         vocabulary.EMAIL_SENT,
@@ -39,8 +40,12 @@ EMITTED = frozenset(
         vocabulary.EMAIL_CLICKED,
         vocabulary.ARM_SHOWN,
         vocabulary.REWARD_RECEIVED,
+        ADDRESS_RELEASED,
     }
 )
+#: What mail servers and providers tell of a mail. It stops addresses and whole streams, so that only a key that a
+#: server keeps may tell it: everybody who visits a page can read the key in the page.
+REPORTED = frozenset({vocabulary.EMAIL_BOUNCED, vocabulary.EMAIL_COMPLAINED, vocabulary.EMAIL_DELIVERED})
 #: Names that belong to calls of their own (`identify` writes the history of traits).
 OWN_CALLS = {vocabulary.IDENTIFY: "identify", vocabulary.ALIAS: "alias", vocabulary.GROUP: "group"}
 
@@ -71,9 +76,19 @@ class Message:
     consent: str | None = None
     #: Parts that were left out although the event is kept.
     refused: list[str] = field(default_factory=list)
+    #: Address that a report of a mail names, to be compared with the contact's; it is never stored.
+    address: str | None = field(default=None, repr=False)
 
 
-def read_message(body: Any, *, source: str, received_at: datetime, sent_at: datetime | None, currency: str) -> Message:
+def read_message(
+    body: Any,
+    *,
+    source: str,
+    received_at: datetime,
+    sent_at: datetime | None,
+    currency: str,
+    may_report: bool = True,
+) -> Message:
     """The message, checked.
 
     Parameters
@@ -88,6 +103,8 @@ def read_message(body: Any, *, source: str, received_at: datetime, sent_at: date
         The sender's own clock when it sent the batch; its difference to ``received_at`` is the sender's clock error.
     currency : str
         Currency whose amounts are summed; amounts in others stay in the properties.
+    may_report : bool
+        The sender may tell what became of a mail (`REPORTED`).
 
     Raises
     ------
@@ -114,10 +131,18 @@ def read_message(body: Any, *, source: str, received_at: datetime, sent_at: date
     traits: dict[str, Any] | None = None
     consent: str | None = None
     refused: list[str] = []
+    address: str | None = None
 
     if type_ == "track":
         kind = _event_name(body, internal=source == INTERNAL)
         properties = _object(body, "properties")
+        if kind in REPORTED:
+            if not may_report:
+                raise MessageError(
+                    f"event {kind!r} can stop mail, and this key has the scope ingest only, like a browser's, which "
+                    "everybody can read; send it from a server, with a key that has the scope write too"
+                )
+            address = _address_told(properties, context)
         consent = "unsubscribed" if kind == vocabulary.UNSUBSCRIBED else None
     elif type_ in ("page", "screen"):
         kind = vocabulary.PAGE if type_ == "page" else vocabulary.SCREEN
@@ -158,6 +183,7 @@ def read_message(body: Any, *, source: str, received_at: datetime, sent_at: date
         traits=None if traits is None else {**_without_addresses(traits), **_address_of(traits)},
         consent=consent,
         refused=refused,
+        address=address,
     )
 
 
@@ -293,6 +319,14 @@ def _value_minor(kind: str, properties: Mapping[str, Any], currency: str) -> int
 def _without_addresses(properties: dict[str, Any]) -> dict[str, Any]:
     """The properties with every address in them removed (ARCHITECTURE section 9: they live with the contact only)."""
     return redacted({key: value for key, value in properties.items() if key != "email"})
+
+
+def _address_told(properties: Mapping[str, Any], context: Mapping[str, Any]) -> str | None:
+    """The address that a report is of, in small letters."""
+    traits = context.get("traits")
+    places = [properties.get("email"), properties.get("recipient"), properties.get("to")]
+    places.append(traits.get("email") if isinstance(traits, Mapping) else None)
+    return next((told.strip().lower() for told in places if isinstance(told, str) and "@" in told), None)
 
 
 def _address_of(traits: Mapping[str, Any]) -> dict[str, Any]:

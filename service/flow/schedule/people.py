@@ -17,7 +17,14 @@ from service.flow.schedule.chunks import chunks, columns_of, near, places
 from service.flow.schedule.intent import Intent, Limits
 from service.flow.schedule.window import Window, exists
 from service.mailboxes import mailbox_of
-from service.suppression import EMAIL, NOT_IN_SANDBOX, address_hmac, sandbox_refuses, snoozed_until
+from service.suppression import (
+    EMAIL,
+    MARKETING_ONLY,
+    NOT_IN_SANDBOX,
+    address_hmac,
+    sandbox_refuses,
+    snoozed_until,
+)
 from service.tables import ConsentRow, PreferenceRow, SendRow, SuppressionRow
 
 CAP_WINDOW_DAYS = 7
@@ -210,7 +217,7 @@ class _Suppressed:
         """What counts for mail of that stream; None where the list is empty."""
         listed = select(SuppressionRow.address_hmac, SuppressionRow.reason)
         if intent.stream == "transactional":
-            listed = listed.where(SuppressionRow.reason != "unsubscribed")
+            listed = listed.where(SuppressionRow.reason.not_in(MARKETING_ONLY))
         length = session.scalar(select(func.count()).select_from(listed.subquery())) or 0
         if not length:
             return None

@@ -179,3 +179,19 @@ def test_rewards_for_an_erased_contact_are_counted_and_not_kept(caller: Callable
     gone, stays = (key("GET", f"/v1/decisions/{made[name]}").json() for name in "xy")
     assert (gone["user_id"], gone["replay"], "was erased" in gone["replay_note"]) == (None, None, True)
     assert (stays["user_id"], stays["replay"]["is_equal"], stays["replay_note"]) == ("y", True, None)
+
+
+def test_only_an_admin_releases_an_address(key: Any, caller: Callable[..., Any]):
+    """403 for others; a browser's key cannot put it on the list, a server's can."""
+    put(key, identify("42", email="ann@shop.example"))
+    spam = {"type": "track", "event": "Email Marked as Spam", "userId": "42", "properties": {}}
+    assert "scope write" in key("POST", "/v1/batch", json={"batch": [spam]}).json()["quarantined"][0]["reason"]
+    body = {"reason": "the shop's mistake"}
+    admin = caller("admin")
+    assert admin("POST", "/v1/contacts/42/release", json=body).status_code == 409
+    put(caller("ingest", "write"), spam)
+
+    assert caller("write")("POST", "/v1/contacts/42/release", json=body).status_code == 403
+    assert admin("POST", "/v1/contacts/42/release", json=body).json()["was"] == "complaint"
+    [event] = key("GET", "/v1/contacts/42/events?event=Address Released").json()["items"]
+    assert event["properties"]["reason"] == body["reason"]

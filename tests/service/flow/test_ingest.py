@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from features.tables import from_micros
 from service.database import Database
+from service.errors import Conflict
 from service.flow.ingest import INTERNAL, Ingested, ingest
-from service.suppression import Consent, address_hmac, consent_states, set_consent
+from service.suppression import Consent, address_hmac, consent_states, release_contact, set_consent, suppress
 from service.tables import ContactRow, EventRow, IdentityRow, QuarantineRow, SendRow, SuppressionRow
 from tests.service.mailing import plan
 
@@ -414,3 +415,66 @@ def test_without_the_pepper_a_bounce_is_refused_whole(database: Database, now: d
         put(session, [told("Email Bounced", "b1", is_permanent=True)], now)
     with database.reading() as session:
         assert session.scalars(select(EventRow)).all() == []
+
+
+@pytest.mark.parametrize("event", ["Email Marked as Spam", "Email Bounced", "Email Delivered"])
+def test_a_browsers_key_cannot_tell_of_mails(event: str, any_database: Database, now: datetime):
+    """Whoever reads the key in a page could stop anybody's mail: it is set aside, with the remedy, and does nothing."""
+    with any_database.writing() as session:
+        with_address(session, now, "42")
+        report = put(session, [told(event, "b1", is_permanent=True)], now, pepper=PEPPER, may_report=False)
+
+        assert report.stored == 0
+        assert "scope write" in report.quarantined[0].reason
+        assert stopped(session) == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "occurred", "later", "is_stopped"),
+    [
+        ("42@shop.example", "2026-03-02T08:00:00Z", None, True),
+        ("42@SHOP.example", "2026-03-02T08:00:00Z", None, True),
+        ("old@shop.example", "2026-03-02T08:00:00Z", None, False),
+        (None, "2025-11-02T08:00:00Z", None, False),
+        (None, "2026-03-01T08:00:00Z", "Email Delivered", False),
+        (None, "2026-03-01T08:00:00Z", "Address Released", False),
+    ],
+)
+def test_an_old_bounce_does_not_stop_the_address_of_today(
+    address: str | None, occurred: str, later: str | None, is_stopped: bool, any_database: Database, now: datetime
+):
+    """One of another address, of long ago, or from before a sign that the address works; it is logged all the same."""
+    properties = {"is_permanent": True} | ({"email": address} if address else {})
+    bounce = told("Email Bounced", "b1", **properties) | {"timestamp": occurred}
+    with any_database.writing() as session:
+        with_address(session, now, "42")
+        if later:
+            source = "kairos" if later == "Address Released" else "segment"
+            put(session, [told(later, "d1")], now, pepper=PEPPER, source=source)
+        assert put(session, [bounce], now, pepper=PEPPER).stored == 1
+
+        assert bool(stopped(session)) == is_stopped
+        assert "@" not in str(session.scalars(select(EventRow.properties)).all())
+
+
+def test_a_released_address_starts_anew(any_database: Database, now: datetime):
+    """Off the list, logged with who and why; soft bounces from before do not count any more, unsubscribing stays."""
+    with any_database.writing() as session:
+        with_address(session, now, "42")
+        key = contact(session).contact_key
+        soft = [told("Email Bounced", f"b{i}", is_permanent=False) for i in range(3)]
+        put(session, soft, now, pepper=PEPPER)
+        assert list(stopped(session).values()) == ["hard_bounce"]
+
+        assert release_contact(session, key, reason="a mistake", by="me", pepper=PEPPER, now=now) == "hard_bounce"
+
+        assert stopped(session) == {}
+        event = session.scalars(select(EventRow).where(EventRow.kind == "Address Released")).one()
+        assert json.loads(event.properties)["by"] == "me"
+        put(session, [told("Email Bounced", "b4", is_permanent=False)], now, pepper=PEPPER)
+        assert stopped(session) == {}
+        with pytest.raises(Conflict, match="not suppressed"):
+            release_contact(session, key, reason="again", by="me", pepper=PEPPER, now=now)
+        suppress(session, [address_hmac(PEPPER, "42@shop.example")], reason="unsubscribed", source="x", now=now)
+        with pytest.raises(Conflict, match="unsubscribed"):
+            release_contact(session, key, reason="again", by="me", pepper=PEPPER, now=now)
