@@ -108,7 +108,7 @@ def rows_by(mails: pd.DataFrame, column: str, name: str) -> list[dict[str, Any]]
         named = sorted({*part.cat.categories, "unknown"})
         part = part.cat.set_categories(named).fillna("unknown")
     return [
-        {name: str(value) if isinstance(value, str) else int(value)} | funnel(mails.loc[places])
+        {name: value if isinstance(value, str) else int(str(value))} | funnel(mails.loc[places])
         for value, places in mails.groupby(part, sort=True, observed=True).groups.items()
     ]
 
