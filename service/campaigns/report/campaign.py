@@ -104,11 +104,12 @@ def by_actual_hour(mails: pd.DataFrame) -> list[dict[str, Any]]:
 def rows_by(mails: pd.DataFrame, column: str, name: str) -> list[dict[str, Any]]:
     """The figures of each part of the mails, by the values of a column."""
     part = mails[column]
-    if isinstance(part.dtype, pd.CategoricalDtype):
+    is_text = isinstance(part.dtype, pd.CategoricalDtype)
+    if is_text:
         named = sorted({*part.cat.categories, "unknown"})
         part = part.cat.set_categories(named).fillna("unknown")
     return [
-        {name: value if isinstance(value, str) else int(str(value))} | funnel(mails.loc[places])
+        {name: str(value) if is_text else int(str(value))} | funnel(mails.loc[places])
         for value, places in mails.groupby(part, sort=True, observed=True).groups.items()
     ]
 
