@@ -200,7 +200,7 @@ def most_in_a_minute(times: Iterable[float]) -> int:
 
     Examples
     --------
-    >>> most_in_a_minute([0.0, 1.0, 60.5, 61.0, 200.0])
+    >>> most_in_a_minute([0.0, 1.0, 60.5, 60.9, 200.0])
     3
     """
     ordered = sorted(times)
