@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         "hold", description="What becomes of a marketing mail whose fate a crash left unknown."
     )
     quiet_hours: str = Field(
-        "22-07", description="Local hours in which no marketing mail leaves, from-to; empty = none."
+        "22-07", description="Local hours without marketing mail, from-to (half an hour of delay passes); empty = none."
     )
     frequency_cap: int = Field(3, ge=0, description="Marketing mails per contact in any 7 days; 0 = no cap.")
     send_rate_per_minute: int = Field(6000, ge=1, description="Mails handed to the provider per minute at most.")

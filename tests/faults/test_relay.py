@@ -47,9 +47,9 @@ def test_each_answer_of_a_relay_has_its_state(build_town: BuildTown) -> None:
     town = build_town(
         "sqlite",
         30,
-        {"phase": "connect", "answer": "421 4.3.2 too many connections", "times": 1},
         {"phase": "mail", "answer": "450 4.7.1 slow down", "times": 1},
-        *(rule(name, *answer, times=1) for name, answer in DEFERRED.items()),
+        # A 421 at RCPT opens a new line once before the mail waits.
+        *(rule(name, *answer, times=2 if name == "c14" else 1) for name, answer in DEFERRED.items()),
         *(rule(name, *answer) for name, answer in REFUSED.items()),
         rule("c21", "dot", "drop"),
         rule("c22", "dot", "stall:3"),
@@ -57,14 +57,14 @@ def test_each_answer_of_a_relay_has_its_state(build_town: BuildTown) -> None:
         smtp_connections=4,
     )
     town.send_to_everybody()
-    # Those that had the connection and the MAIL that were refused: whoever they were, they wait.
+    # The one whose MAIL was refused, whoever it was, waits too; and c23, if its line was a fresh one.
     worker = town.worker()
     wait_for(lambda: town.sink.count and not town.count("claimed", "attempting"), 180, "the first round ends")
     worker.kill()
     first = sends(town)
     waits = {name for name, send in first.items() if send.state == "planned"}
     assert set(DEFERRED) <= waits
-    assert len(waits - set(DEFERRED)) <= 3
+    assert len(waits - set(DEFERRED)) <= 2
     assert all(first[name].attempts == 1 for name in waits)
     assert all(first[name].smtp_code == int(answer[:3]) for name, (_, answer) in DEFERRED.items())
     town.let_pass(hours=2)

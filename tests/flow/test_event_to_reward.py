@@ -217,7 +217,7 @@ def test_a_cancelled_campaign_sends_nothing_more(story: Story, now):
 def test_a_worker_that_dies_between_claim_and_send_loses_nothing(story: Story, now):
     """Claimed sends whose lease has ended are planned again and leave later."""
     with story.database.writing() as session:
-        session.execute(update(SendRow).values(due_at=now, decided_at=now))
+        session.execute(update(SendRow).values(due_at=now, decided_at=now, timezone="Europe/London"))
     with story.database.writing() as session:
         held = claim(session, now=now, limit=50, lease_seconds=-1, settings=story.settings)
     story.live(hours=1)

@@ -22,6 +22,8 @@ from service.tables import CampaignRow, ContactRow, SendRow
 from service.throttle import Room, open_room
 
 CAP_DAYS = 7
+#: So long after its open hour a mail may still leave: what an hour holds needs a while to be handed over.
+TAIL = timedelta(minutes=30)
 #: In the order in which they leave.
 STREAMS = ("transactional", "marketing")
 #: Word for word the condition of the index that holds these rows alone: a bound value would not find it.
@@ -183,7 +185,7 @@ def _postpone(
     waiting: dict[datetime, list[int]] = defaultdict(list)
     over: list[int] = []
     for send in sends:
-        if send.stream != "marketing" or send.timezone not in mornings:
+        if send.stream != "marketing" or send.timezone not in mornings or _is_on_its_way(send, now, quiet):
             awake.append(send)
         elif mornings[send.timezone] > send.not_after:
             over.append(send.send_id)
@@ -193,6 +195,11 @@ def _postpone(
         session.execute(update(SendRow).where(SendRow.send_id.in_(send_ids)).values(due_at=morning))
     _close(session, over, "expired", "it is quiet at its contact's until after its last useful moment", now)
     return awake, sum(map(len, waiting.values())), len(over)
+
+
+def _is_on_its_way(send: Any, now: datetime, quiet: tuple[int, int] | None) -> bool:
+    """Whether it came due in an open hour a short while ago: the evening's last mails do not wait for the morning."""
+    return bool(now - send.due_at <= TAIL and next_open(send.due_at, send.timezone, quiet) == send.due_at)
 
 
 def _is_late(now: datetime) -> ColumnElement[bool]:
