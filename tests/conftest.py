@@ -93,19 +93,32 @@ def postgres_server() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def empty_postgres(postgres_server: str) -> str:
+    """Name of a migrated, empty PostgreSQL database to copy from."""
+    name = "empty"
+    _on_server(postgres_server, f"CREATE DATABASE {name}")
+    database = Database(f"{postgres_server}/{name}")
+    database.upgrade()
+    database.close()
+    return name
+
+
 @pytest.fixture
-def postgres(postgres_server: str) -> Iterator[Database]:
+def postgres(postgres_server: str, empty_postgres: str) -> Iterator[Database]:
     """A fresh, migrated PostgreSQL database."""
     name = f"t{os.urandom(6).hex()}"
-    admin = Database(f"{postgres_server}/postgres")
-    with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    _on_server(postgres_server, f"CREATE DATABASE {name} TEMPLATE {empty_postgres}")
     fresh = Database(f"{postgres_server}/{name}")
-    fresh.upgrade()
     yield fresh
     fresh.close()
+    _on_server(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _on_server(server: str, statement: str) -> None:
+    admin = Database(f"{server}/postgres")
     with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        connection.execute(text(statement))
     admin.close()
 
 

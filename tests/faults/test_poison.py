@@ -16,7 +16,7 @@ from service.app import create_app
 from service.campaigns import NewCampaign, create_campaign, schedule_campaign
 from service.database import Database
 from service.flow.predict import refresh_serving
-from service.flow.render.message import mailbox
+from service.flow.render.addresses import mailbox
 from service.links import link_ids, sign_click
 from service.settings import Settings
 from service.tables import ContactRow, SendRow, ServingModelRow

@@ -135,6 +135,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.faults
 def test_a_full_disk_loses_no_event_and_no_mail(build_town: BuildTown, small_disk: Path) -> None:
     """No room for the database: 503, and nothing half written; with room again both go on."""
     town = build_town("sqlite", 300, home=small_disk / "home")

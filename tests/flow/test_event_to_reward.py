@@ -231,7 +231,7 @@ def test_a_worker_that_dies_between_claim_and_send_loses_nothing(story: Story, n
 @pytest.mark.postgres
 def test_two_workers_and_incoming_events_get_along(postgres, settings, now):
     """On PostgreSQL: no deadlock, no mail twice, the same counts as a rebuild, however the three interleave."""
-    story = Story(postgres, settings, now)
+    story = Story(postgres, settings, now, window_end=now + timedelta(hours=10))
     second = Worker(postgres, settings, story.clock)
     failures: list[BaseException] = []
 
@@ -250,7 +250,7 @@ def test_two_workers_and_incoming_events_get_along(postgres, settings, now):
             with postgres.writing() as session:
                 ingest(session, messages, source="segment", now=story.clock.now())
 
-    for step in range(30):
+    for step in range(14):
         beside = [
             threading.Thread(target=guarded, args=(lambda: asyncio.run(second.work()),)),
             threading.Thread(target=guarded, args=(lambda step=step: visits(step),)),

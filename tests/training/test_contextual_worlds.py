@@ -68,6 +68,7 @@ def test_base_and_delay_worlds_in_short() -> None:
     assert against_controls(world, 1_000) >= 0.60
 
 
+@pytest.mark.slow
 def test_the_discount_helps_where_coefficients_change_in_short() -> None:
     world = linear_world(1, 10_000, redrawn_at=5_000)
     kept, forgotten = (

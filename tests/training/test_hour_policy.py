@@ -29,7 +29,9 @@ def judged(world: HourWorld, *, held_out: bool) -> tuple[HourPolicyValue, float]
     return value, float(truth)
 
 
-@pytest.mark.parametrize("name", ["office", "evening", "shift"])
+@pytest.mark.parametrize(
+    "name", ["evening", pytest.param("office", marks=pytest.mark.slow), pytest.param("shift", marks=pytest.mark.slow)]
+)
 def test_later_sends_tell_the_truth_and_those_learned_from_do_not(name: str) -> None:
     """On held-out sends the interval covers the true value; on its own sends the policy looks twice as good."""
     world = HourWorld.draw(name, seed=0)
