@@ -335,7 +335,7 @@ class SendRow(Base):
     send_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     #: campaign (or journey version and step), contact and occurrence in one string: an intent exists once.
     intent_key: Mapped[str] = mapped_column(String(200), unique=True)
-    contact_key: Mapped[int] = mapped_column(index=True)
+    contact_key: Mapped[int]
     campaign_id: Mapped[str | None] = mapped_column(String(60), index=True)
     #: marketing | transactional
     stream: Mapped[str] = mapped_column(String(16))

@@ -22,6 +22,7 @@ def upgrade() -> None:
     op.add_column("campaign", sa.Column("approved_at", sa.BigInteger(), nullable=True))
     op.add_column("campaign", sa.Column("approved_by", sa.String(length=60), nullable=True))
     op.add_column("campaign", sa.Column("approved_digest", sa.String(length=64), nullable=True))
+    op.drop_index("ix_send_contact_key", table_name="send")  # ix_send_contact_due begins with the contact, too
     op.add_column("send", sa.Column("is_canary", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("send", sa.Column("mailbox", sa.String(length=24), nullable=True))
     op.add_column("send", sa.Column("expected_value", sa.Float(), nullable=True))
@@ -145,6 +146,7 @@ def downgrade() -> None:
     op.drop_column("send", "expected_value")
     op.drop_column("send", "mailbox")
     op.drop_column("send", "is_canary")
+    op.create_index("ix_send_contact_key", "send", ["contact_key"], unique=False)
     op.drop_column("campaign", "approved_digest")
     op.drop_column("campaign", "approved_by")
     op.drop_column("campaign", "approved_at")
