@@ -15,11 +15,11 @@ from features.tables import from_micros, to_micros
 from features.vocabulary import UNSUBSCRIBED
 from service.campaigns.report.mails import Credits, read_answers
 from service.flow.ingest.values import decimals_of
+from service.flow.schedule.placing import global_holdout_draws
 from service.sales import Ints, Orders, integers
 from service.settings import Settings
 from service.tables import CampaignRow, ErasureRow, SendRow
 from training.incremental import Group, Incremental, incremental_profit, times_needed
-from training.policies.base import hashed_draws
 
 METHOD = (
     "difference of mean profit per contact, by intention to treat; 95 % interval for one look, a buyer's money "
@@ -33,10 +33,7 @@ LONGEST_WAIT_DAYS = 5 * 365
 
 def is_held_out_of_everything(contact_keys: Ints, settings: Settings) -> np.ndarray:
     """Whether each contact is in the global holdout: the draw that `service.flow.schedule` takes; shape (n,)."""
-    purposes = ["global-holdout"] * len(contact_keys)
-    return np.asarray(
-        hashed_draws(settings.pepper, "everything", contact_keys, purposes) < settings.global_holdout, dtype=bool
-    )
+    return np.asarray(global_holdout_draws(settings.pepper, contact_keys) < settings.global_holdout, dtype=bool)
 
 
 def campaign_profit(

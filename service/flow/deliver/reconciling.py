@@ -15,6 +15,7 @@ from features.vocabulary import (
     EMAIL_BOUNCED,
     EMAIL_CLICKED,
     EMAIL_COMPLAINED,
+    EMAIL_DELIVERED,
     EMAIL_OPENED,
     UNSUBSCRIBED,
 )
@@ -32,7 +33,6 @@ LOOKED_FOR = timedelta(hours=48)
 #: A mail that is sent again by hand gets at least so long to leave.
 RESENT_WITHIN = timedelta(hours=1)
 
-EMAIL_DELIVERED = "Email Delivered"
 #: What a mail that arrived leaves in the log.
 _ARRIVED = (EMAIL_DELIVERED, EMAIL_OPENED, EMAIL_CLICKED, EMAIL_COMPLAINED, UNSUBSCRIBED)
 _STILL_OPEN = "nothing was heard of it within 48 hours; it stays unknown until somebody sends it again or closes it"

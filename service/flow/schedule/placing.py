@@ -27,6 +27,11 @@ CANARY_POOL = 4
 NO_SLOT_AFTER_CANARY = "no allowed hour left in the window once the canary has been watched"
 
 
+def global_holdout_draws(salt: str, contact_keys: np.ndarray) -> np.ndarray:
+    """Draw of each person in [0, 1), the same in every plan: below `Limits.global_holdout` nothing is sent to it."""
+    return hashed_draws(salt, "everything", contact_keys, ["global-holdout"] * len(contact_keys))
+
+
 class Draws:
     """The hashed draws of a plan: the same plan again draws the same."""
 
@@ -42,7 +47,7 @@ class Draws:
         self.holdout = draw("holdout", scope)
         self.canary = draw("canary", scope) if intent.canary_share else np.ones(len(contact_keys))
         #: By person, not by campaign: the same people are held out of everything.
-        self.global_holdout = draw("global-holdout", "everything")
+        self.global_holdout = global_holdout_draws(salt, contact_keys)
 
 
 @dataclass(frozen=True)
