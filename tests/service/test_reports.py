@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from features.events import NewEvent, append
@@ -85,7 +86,9 @@ def live(settings: Settings, add_contacts: Callable[..., list[int]]) -> Callable
     def lived(database: Database, **changes: Any) -> Lived:
         # Two days before the clocks of London go forward.
         start = datetime(2026, 3, 27, 9, 0, tzinfo=UTC)
-        own = settings.model_copy(update={"timezone": "Europe/London", "frequency_cap": 0} | changes)
+        # Hours and holdouts are drawn by the pepper and the campaign's id: the same at every run.
+        fixed = {"timezone": "Europe/London", "frequency_cap": 0, "suppression_pepper": SecretStr("reports")}
+        own = settings.model_copy(update=fixed | changes)
         with database.writing() as session:
             add_template(session, bundled_template("offer"), now=start)
             keys = add_contacts(session, N, zones=("Europe/London", "America/New_York", "Asia/Tokyo"))
@@ -94,8 +97,9 @@ def live(settings: Settings, add_contacts: Callable[..., list[int]]) -> Callable
             for number in range(2):
                 at = start + timedelta(days=2 * number)
                 new = NewCampaign(
-                    '=Sale, "now"\nжизнь', "offer", at, at + timedelta(days=1), {"everyone": True}, holdout_share=0.2
-                )
+                    '=Sale, "now"\nжизнь', "offer", at, at + timedelta(days=1), {"everyone": True}, holdout_share=0.2,
+                    campaign_id=f"cmp_{number}",
+                )  # fmt: skip
                 ids.append(create_campaign(session, new, now=start))
                 schedule_campaign(session, ids[-1], Serving(), own, now=start)
         done = Lived(database, own, start, ids, keys)
